@@ -182,9 +182,7 @@ class Product(Part):
     @field_validator("lead_times")
     @classmethod
     def _rising(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and (
-            not value or list(value) != sorted(set(value)) or value[0] <= timedelta(0)
-        ):
+        if isinstance(value, tuple) and (not value or list(value) != sorted(set(value)) or value[0] <= timedelta(0)):
             raise ValueError(f"{[format_duration(v) for v in value]} must rise and start after 0min")
         return value
 
@@ -229,7 +227,9 @@ def _validated(tree: dict[str, Any], where: str) -> Product:
 
 def _key(loc: tuple[int | str, ...]) -> str:
     """The key as written in the file; names of alternatives that pydantic adds are left out."""
-    return ".".join(str(part) for part in loc if not re.search(r"[\[(]|^[A-Z]|^(literal|tuple|int|timedelta)$", str(part)))
+    return ".".join(
+        str(part) for part in loc if not re.search(r"[\[(]|^[A-Z]|^(literal|tuple|int|timedelta)$", str(part))
+    )
 
 
 def _reason(problem: Any) -> str:

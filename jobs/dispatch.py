@@ -1,0 +1,170 @@
+"""Who works on which block: events in, decisions out. No Ray, no clock; times come with the events.
+
+    queue ──assign──▶ in flight ──finished──▶ done
+      ▲                  │  │
+      └──lost, failed────┘  └──second loss or failure──▶ given up
+
+A worker holds a small window of blocks, so that it never waits for the driver; at the tail the window is one, so
+that no block waits behind another while a worker is idle. A block that takes far longer than the others is copied
+to an idle worker; the first result counts.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median
+
+WINDOW = 2
+ATTEMPTS = 2
+STRAGGLER_FACTOR = 3.0
+STRAGGLER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Send this block to this worker."""
+
+    worker: str
+    block: int
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """This block will not be done; the reason names what happened to it."""
+
+    block: int
+    reason: str
+
+
+Decision = Assign | GiveUp
+
+
+@dataclass
+class _Flight:
+    block: int
+    since: float
+
+
+@dataclass
+class Dispatcher:
+    """The state of one cycle's blocks.
+
+    Every method takes the time `now` (seconds, any clock that only rises) and returns what to do next.
+    """
+
+    blocks: Iterable[int]
+    window: int = WINDOW
+    _queue: deque[int] = field(init=False)
+    _flights: dict[str, list[_Flight]] = field(init=False, default_factory=dict)
+    _mishaps: dict[int, list[str]] = field(init=False, default_factory=dict)
+    _durations: list[float] = field(init=False, default_factory=list)
+    done: set[int] = field(init=False, default_factory=set)
+    given_up: dict[int, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._queue = deque(self.blocks)
+        self._total = len(self._queue)
+
+    @property
+    def is_settled(self) -> bool:
+        """True if every block is done or given up."""
+        return len(self.done) + len(self.given_up) == self._total
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nothing is in flight."""
+        return not any(self._flights.values())
+
+    def joined(self, workers: Iterable[str], now: float) -> list[Decision]:
+        """Workers are ready."""
+        for worker in workers:
+            self._flights.setdefault(worker, [])
+        return self._assign(now)
+
+    def finished(self, worker: str, block: int, now: float) -> list[Decision]:
+        """A worker has done a block; a second result of the same block changes nothing."""
+        flight = self._land(worker, block)
+        if flight is not None and block not in self.done:
+            self._durations.append(now - flight.since)
+        if block not in self.given_up:
+            self.done.add(block)
+        for waiting in self._flights.get(worker, [])[:1]:
+            waiting.since = now  # it starts to run only now
+        return self._assign(now)
+
+    def failed(self, worker: str, block: int, reason: str, now: float) -> list[Decision]:
+        """A worker survived a block that it could not do."""
+        self._land(worker, block)
+        return self._mishap(block, f"{reason} (on {worker})") + self._assign(now)
+
+    def lost(self, worker: str, now: float) -> list[Decision]:
+        """A worker died. What it ran is blamed, what waited behind goes back unblamed."""
+        flights = self._flights.pop(worker, [])
+        for flight in reversed(flights[1:]):
+            self._requeue(flight.block)
+        blamed = self._mishap(flights[0].block, f"worker {worker} died") if flights else []
+        return blamed + self._assign(now)
+
+    def tick(self, now: float) -> list[Decision]:
+        """Time has passed; stragglers may be copied."""
+        return self._assign(now)
+
+    def stop(self, reason: str) -> list[Decision]:
+        """No more work: every block that is not done is given up."""
+        open_blocks = set(self._queue) | {f.block for flights in self._flights.values() for f in flights}
+        self._queue.clear()
+        return [d for block in sorted(open_blocks) for d in self._give_up(block, reason)]
+
+    def _assign(self, now: float) -> list[Decision]:
+        decisions: list[Decision] = []
+        for depth in range(self.window):
+            for worker, flights in self._flights.items():
+                if self._queue and len(flights) == depth and (depth == 0 or len(self._queue) > len(self._flights)):
+                    decisions.append(self._send(worker, self._queue.popleft(), now))
+        return decisions + self._copy_stragglers(now)
+
+    def _copy_stragglers(self, now: float) -> list[Decision]:
+        idle = [worker for worker, flights in self._flights.items() if not flights]
+        slow = self._stragglers(now) if idle and not self._queue else []
+        return [self._send(worker, block, now) for worker, block in zip(idle, slow, strict=False)]
+
+    def _stragglers(self, now: float) -> list[int]:
+        """Blocks with one copy in flight, out for far longer than a block usually takes; the oldest first."""
+        if not self._durations:
+            return []
+        limit = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * median(self._durations))
+        flights = sorted((f for fs in self._flights.values() for f in fs), key=lambda f: f.since)
+        copies = [f.block for f in flights]
+        late = [f.block for f in flights if now - f.since > limit and copies.count(f.block) == 1]
+        return [block for block in late if block not in self.done and block not in self.given_up]
+
+    def _send(self, worker: str, block: int, now: float) -> Assign:
+        self._flights[worker].append(_Flight(block, now))
+        return Assign(worker, block)
+
+    def _land(self, worker: str, block: int) -> _Flight | None:
+        flights = self._flights.get(worker, [])
+        found = next((f for f in flights if f.block == block), None)
+        if found is not None:
+            flights.remove(found)
+        return found
+
+    def _mishap(self, block: int, what: str) -> list[Decision]:
+        if block in self.done or block in self.given_up:
+            return []
+        self._mishaps.setdefault(block, []).append(what)
+        if len(self._mishaps[block]) >= ATTEMPTS:
+            return self._give_up(block, "; ".join(self._mishaps[block]))
+        self._requeue(block)
+        return []
+
+    def _requeue(self, block: int) -> None:
+        flying = any(f.block == block for flights in self._flights.values() for f in flights)
+        if block not in self.done and block not in self.given_up and block not in self._queue and not flying:
+            self._queue.appendleft(block)
+
+    def _give_up(self, block: int, reason: str) -> list[Decision]:
+        if block in self.done or block in self.given_up:
+            return []
+        self.given_up[block] = reason
+        return [GiveUp(block, reason)]

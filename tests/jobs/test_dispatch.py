@@ -1,0 +1,157 @@
+"""The dispatcher without a cluster: every story is events in, decisions out."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from jobs.dispatch import ATTEMPTS, Assign, Dispatcher, GiveUp
+
+
+def test_every_worker_gets_a_block_before_any_gets_two():
+    assert Dispatcher(range(9)).joined(["a", "b"], 0) == [
+        Assign("a", 0), Assign("b", 1), Assign("a", 2), Assign("b", 3),
+    ]  # fmt: skip
+
+
+def test_no_block_waits_behind_another_at_the_tail():
+    assert Dispatcher(range(2)).joined(["a", "b"], 0) == [Assign("a", 0), Assign("b", 1)]
+
+
+def test_the_block_of_a_lost_worker_goes_to_the_next_free_one():
+    d = Dispatcher(range(2))
+    d.joined(["a", "b"], 0)
+    assert d.lost("a", 1) == []
+    assert d.finished("b", 1, 2) == [Assign("b", 0)]
+
+
+def test_a_block_that_kills_two_workers_is_given_up_by_name():
+    d = Dispatcher([7])
+    d.joined(["a"], 0)
+    d.lost("a", 1)
+    assert d.joined(["b"], 2) == [Assign("b", 7)]
+    assert d.lost("b", 3) == [GiveUp(7, "worker a died; worker b died")]
+    assert d.is_settled
+
+
+def test_only_the_running_block_is_blamed_for_a_death():
+    d = Dispatcher(range(4))
+    d.joined(["a"], 0)
+    d.lost("a", 1)
+    d.joined(["b"], 2)
+    assert d.lost("b", 3) == [GiveUp(0, "worker a died; worker b died")]
+    assert d.joined(["c"], 4)[0] == Assign("c", 1)
+
+
+def test_a_straggler_is_copied_to_an_idle_worker_once_and_the_first_result_counts():
+    d = Dispatcher(range(2))
+    d.joined(["a", "b"], 0)
+    assert d.finished("a", 0, 1) == []
+    assert d.tick(4) == []
+    assert d.tick(20) == [Assign("a", 1)]
+    assert d.tick(60) == []
+    d.finished("a", 1, 61)
+    assert d.is_settled
+    assert not d.is_idle
+    assert d.finished("b", 1, 70) == []
+    assert d.done == {0, 1}
+
+
+def test_the_loss_of_a_straggler_whose_copy_flies_does_not_queue_it_again():
+    d = Dispatcher(range(2))
+    d.joined(["a", "b"], 0)
+    d.finished("a", 0, 1)
+    d.tick(20)
+    d.joined(["c"], 20)
+    assert d.lost("b", 21) == []
+
+
+def test_stopping_gives_up_what_is_not_done():
+    d = Dispatcher(range(3))
+    d.joined(["a"], 0)
+    d.finished("a", 0, 1)
+    assert d.stop("deadline") == [GiveUp(1, "deadline"), GiveUp(2, "deadline")]
+    assert d.is_settled
+
+
+class Cluster(RuleBasedStateMachine):
+    """Any order of joins, losses, failures, results and delays settles every block exactly once."""
+
+    @initialize(blocks=st.integers(1, 12))
+    def begin(self, blocks):
+        self.total, self.now, self.names = blocks, 0.0, 0
+        self.d = Dispatcher(range(blocks))
+        self.flying: list[Assign] = []
+        self.alive: set[str] = set()
+        self.mishaps: dict[int, int] = {}
+        self.settled: list[int] = []
+
+    def obey(self, decisions):
+        for decision in decisions:
+            if isinstance(decision, Assign):
+                assert decision.worker in self.alive
+                assert decision.block not in self.d.done
+                self.flying.append(decision)
+            else:
+                self.settled.append(decision.block)
+
+    @rule()
+    def join(self):
+        self.names += 1
+        self.alive.add(f"w{self.names}")
+        self.obey(self.d.joined([f"w{self.names}"], self.now))
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), seconds=st.floats(0, 30))
+    def finish(self, data, seconds):
+        flight = data.draw(st.sampled_from(self.flying))
+        self.now += seconds
+        self.flying.remove(flight)
+        self.obey(self.d.finished(flight.worker, flight.block, self.now))
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data())
+    def fail(self, data):
+        flight = data.draw(st.sampled_from(self.flying))
+        self.flying.remove(flight)
+        self.obey(self.d.failed(flight.worker, flight.block, "bad luck", self.now))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def lose(self, data):
+        worker = data.draw(st.sampled_from(sorted(self.alive)))
+        self.alive.discard(worker)
+        self.flying = [f for f in self.flying if f.worker != worker]
+        self.obey(self.d.lost(worker, self.now))
+
+    @rule(seconds=st.floats(0, 100))
+    def wait(self, seconds):
+        self.now += seconds
+        self.obey(self.d.tick(self.now))
+
+    @invariant()
+    def window_is_kept_and_nothing_is_copied_twice(self):
+        for worker in self.alive:
+            assert sum(f.worker == worker for f in self.flying) <= self.d.window
+        for block in range(self.total):
+            assert sum(f.block == block for f in self.flying) <= 2
+        assert len(self.settled) == len(set(self.settled))
+        assert not self.d.done & set(self.d.given_up)
+
+    def teardown(self):
+        if not hasattr(self, "d"):
+            return
+        for _ in range(10 * self.total * ATTEMPTS):
+            if self.d.is_settled:
+                break
+            if not self.alive:
+                self.join()
+            if self.flying:
+                flight = self.flying.pop(0)
+                self.obey(self.d.finished(flight.worker, flight.block, self.now))
+        assert self.d.is_settled
+        assert self.d.done | set(self.d.given_up) == set(range(self.total))
+
+
+TestCluster = pytest.mark.filterwarnings("ignore")(Cluster.TestCase)
+TestCluster.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
