@@ -1,0 +1,220 @@
+"""Reading what was published: one cycle, or all cycles of a product, as lazy float32 Datasets."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+
+from pipelines.cf import INIT_TIME, VALID_TIME, as_json, group_document, time_coordinates
+from pipelines.cycles import PublishedCycle, find_cycle, latest_cycle, list_cycles
+from pipelines.errors import InputError
+
+__all__ = ["PublishedCycle", "find_cycle", "latest_cycle", "list_cycles", "open_archive", "open_cycle"]
+
+
+def open_cycle(path: str | Path, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
+    """One published cycle, lazy, float32; NaN = missing.
+
+    `latest.zarr` is followed once, here: the Dataset keeps to the cycle it was then.
+
+    Args:
+        chunks: gives dask arrays of these chunks ({} = as stored).
+
+    Raises:
+        InputError: there is no store at the path.
+    """
+    store = os.path.realpath(path)
+    if not os.path.exists(os.path.join(store, "zarr.json")):
+        raise InputError(f"no published cycle at {path}")
+    return _open_float32(store, chunks)
+
+
+def open_archive(
+    root: str,
+    product: str,
+    start: np.datetime64 | None = None,
+    stop: np.datetime64 | None = None,
+    chunks: Mapping[str, int] | None = None,
+) -> xr.Dataset:
+    """All published cycles of a product along init_time, lazy, float32; NaN = missing.
+
+    Of each cycle the highest revision. Nothing is copied or written: chunks are read from the cycles' own
+    shards. Attributes are those of the newest cycle, without its provenance.
+
+    Args:
+        start, stop: only cycles with start <= reference time < stop.
+        chunks: gives dask arrays of these chunks ({} = as stored).
+
+    Raises:
+        InputError: no cycle is there, or one differs in grid, lead times, units or packing from the newest
+            (names it, and the start from which all agree).
+    """
+    cycles = [
+        c
+        for c in list_cycles(root, product)
+        if (start is None or c.reference_time >= start) and (stop is None or c.reference_time < stop)
+    ]
+    if not cycles:
+        raise InputError(f"no cycle of {product} is published in {root} from {start or 'ever'} to {stop or 'now'}")
+    return _open_float32(CycleStore.over(cycles), chunks)
+
+
+def _open_float32(store: Any, chunks: Mapping[str, int] | None) -> xr.Dataset:
+    """xarray decodes packed integers to the type of scale_factor, which JSON cannot tell: make it float32."""
+    raw = xr.open_dataset(store, engine="zarr", chunks=chunks, decode_cf=False, cache=False, consolidated=True)
+    for variable in raw.variables.values():
+        for name in {"scale_factor", "add_offset"} & set(variable.attrs):
+            variable.attrs[name] = np.float32(variable.attrs[name])
+    return xr.decode_cf(raw, decode_coords="all")
+
+
+class CycleStore(Store):  # type: ignore[misc]
+    """A read-only Zarr store in which many cycles stand as one array along init_time.
+
+    `<variable>/c/<n>/...` is the shard of cycle n; documents and times are made on opening; everything else is
+    read from the newest cycle.
+    """
+
+    supports_writes = supports_deletes = supports_listing = False
+    supports_partial_writes = False
+
+    def __init__(self, paths: tuple[str, ...], variable: str, made: Mapping[str, bytes]) -> None:
+        super().__init__(read_only=True)
+        self.paths, self.variable, self.made = paths, variable, made
+
+    @classmethod
+    def over(cls, cycles: list[PublishedCycle]) -> "CycleStore":
+        """The store of cycles that share a layout, oldest first."""
+        newest = json.loads(Path(cycles[-1].path, "zarr.json").read_bytes())
+        arrays = newest["consolidated_metadata"]["metadata"]
+        variable = next(name for name, document in arrays.items() if len(document["shape"]) == 4)
+        _refuse_mixed(cycles, variable)
+        times = time_coordinates(np.array([c.reference_time for c in cycles]), _lead_times(cycles[-1].path, arrays))
+        made = {f"{name}/{times[name].chunk_key}": times[name].chunk for name in (INIT_TIME, VALID_TIME)}
+        arrays |= {name: times[name].document for name in (INIT_TIME, VALID_TIME)}
+        arrays[variable]["shape"][0] = len(cycles)
+        made |= {f"{name}/zarr.json": as_json(document) for name, document in arrays.items()}
+        shared = {k: v for k, v in newest["attributes"].items() if not k.startswith("squall_")}
+        made["zarr.json"] = as_json(group_document(shared, arrays))
+        return cls(tuple(c.path for c in cycles), variable, made)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CycleStore) and (self.paths, self.variable) == (other.paths, other.variable)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def file_of(self, key: str) -> str:
+        """The file that holds a key that was not made on opening."""
+        name, _, chunk = key.partition("/c/")
+        if name != self.variable or not chunk:
+            return os.path.join(self.paths[-1], key)
+        number, _, rest = chunk.partition("/")
+        return os.path.join(self.paths[int(number)], self.variable, "c", "0", rest)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        if key in self.made:
+            data = self.made[key]
+            start, stop = _extent(byte_range, len(data))
+            return prototype.buffer.from_bytes(data[start:stop])
+        path = self.file_of(key)
+        found = await asyncio.to_thread(_read, path, byte_range)
+        if found is None and key.startswith(f"{self.variable}/c/"):
+            raise InputError(f"shard {path} is gone: its cycle was removed after the archive was opened")
+        return None if found is None else prototype.buffer.from_bytes(found)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return list(await asyncio.gather(*(self.get(key, prototype, extent) for key, extent in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        return key in self.made or os.path.exists(self.file_of(key))
+
+    async def set(self, key: str, value: Buffer) -> None:
+        raise PermissionError(f"published cycles are never changed (set {key})")
+
+    async def delete(self, key: str) -> None:
+        raise PermissionError(f"published cycles are never changed (delete {key})")
+
+    async def list(self) -> AsyncIterator[str]:
+        for key in self.made:
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        for key in self.made:
+            if key.startswith(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        below = prefix.rstrip("/") + "/" if prefix else ""
+        for name in sorted({k.removeprefix(below).split("/")[0] for k in self.made if k.startswith(below)}):
+            yield name
+
+
+def _read(path: str, byte_range: ByteRequest | None) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            start, stop = _extent(byte_range, os.fstat(file.fileno()).st_size)
+            file.seek(start)
+            return file.read(stop - start)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def _extent(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
+    match byte_range:
+        case None:
+            return 0, size
+        case RangeByteRequest():
+            return byte_range.start, byte_range.end
+        case OffsetByteRequest():
+            return byte_range.offset, size
+        case SuffixByteRequest():
+            return max(0, size - byte_range.suffix), size
+    raise TypeError(f"{byte_range!r} is no byte range of Zarr")
+
+
+def _lead_times(path: str, arrays: Mapping[str, Any]) -> list[timedelta]:
+    document = arrays["lead_time"]
+    values = np.frombuffer(Path(path, "lead_time/c/0").read_bytes()[:-4], dtype="<i8")
+    return [timedelta(**{document["attributes"]["units"]: int(v)}) for v in values]
+
+
+def _refuse_mixed(cycles: list[PublishedCycle], variable: str) -> None:
+    """Cycles with the same document of the variable agree; only others are looked at more closely."""
+    expected = _document(cycles[-1], variable)
+    agreed = {expected}
+    for following, cycle in zip(reversed(cycles), reversed(cycles[:-1]), strict=False):
+        document = _document(cycle, variable)
+        if document in agreed:
+            continue
+        differing = _differences(document, expected)
+        if differing:
+            raise InputError(
+                f"cycle {cycle.path} differs from the newest {cycles[-1].path} in {', '.join(differing)}; "
+                f"all agree from start={following.reference_time.astype('datetime64[s]')} on"
+            )
+        agreed.add(document)
+
+
+def _document(cycle: PublishedCycle, variable: str) -> bytes:
+    try:
+        return Path(cycle.path, variable, "zarr.json").read_bytes()
+    except FileNotFoundError:
+        return b'{"attributes": {}}'
+
+
+def _differences(found: bytes, expected: bytes) -> list[str]:
+    a, b = json.loads(found), json.loads(expected)
+    keys = ("shape", "dimension_names", "data_type", "chunk_grid", "codecs", "fill_value")
+    attributes = ("units", "scale_factor", "add_offset", "squall_grid")
+    differing = [k for k in keys if a.get(k) != b.get(k)]
+    return differing + [k for k in attributes if a["attributes"].get(k) != b["attributes"].get(k)]

@@ -1,0 +1,229 @@
+"""Everything of a forecast store but its shards: CF names and attributes, coordinates, Zarr v3 documents.
+
+Pure: the same cycle gives the same bytes, whatever the clock, the host or the installed zarr version.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import ConfigError
+from pipelines.grid import Grid
+from pipelines.layout import Layout
+from pipelines.shard import shard_codecs
+
+INIT_TIME, LEAD_TIME, VALID_TIME = "init_time", "lead_time", "valid_time"
+CONVENTIONS = "CF-1.11"
+_EPOCH = {"units": "seconds since 1970-01-01 00:00:00", "calendar": "standard"}
+_ENCODING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "coordinates", "grid_mapping", "dtype")
+_SMALL_CODECS: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+Attribute = str | int | float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a forecast comes from; kept as `squall_...` attributes of its store.
+
+    `product` is the resolved product file (YAML); `model` and `engine` name and identify what ran;
+    `versions` are those of the packages that shape the numbers; `frame_times` are the input times used.
+    """
+
+    product: str
+    model: str
+    engine: str
+    versions: Mapping[str, str]
+    input_store: str
+    frame_times: Sequence[np.datetime64]
+
+    def attributes(self) -> dict[str, Attribute]:
+        return {
+            "source": f"model {self.model}; engine {self.engine}",
+            "squall_product": self.product,
+            "squall_model": self.model,
+            "squall_engine": self.engine,
+            "squall_versions": ", ".join(f"{name} {version}" for name, version in sorted(self.versions.items())),
+            "squall_input_store": self.input_store,
+            "squall_frame_times": " ".join(str(t.astype("datetime64[s]")) for t in self.frame_times),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinate:
+    """A small array of a store, kept in one chunk; `dims` are its axes in order."""
+
+    dims: tuple[str, ...]
+    values: NDArray[Any]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Its zarr.json."""
+        return _array_document(self.dims, self.values.shape, self.values.shape, self.values.dtype.name, 0,
+                               _SMALL_CODECS, self.attributes)  # fmt: skip
+
+    @property
+    def chunk(self) -> bytes:
+        """Its one stored chunk."""
+        data = self.values.astype(self.values.dtype.newbyteorder("<")).tobytes()
+        return data + int(google_crc32c.value(data)).to_bytes(4, "little")
+
+    @property
+    def chunk_key(self) -> str:
+        return "/".join(["c", *("0" for _ in self.dims)])
+
+
+def store_files(
+    product: str,
+    reference_time: np.datetime64,
+    grid: Grid,
+    lead_times: Sequence[timedelta],
+    layout: Layout,
+    attributes: Mapping[str, Attribute],
+    provenance: Provenance,
+) -> dict[str, bytes]:
+    """The bytes of every file of a store but its shards, by key.
+
+    Args:
+        attributes: CF attributes of the variable, such as standard_name, long_name and units.
+
+    Raises:
+        ConfigError: the grid or the lead times do not fit the layout, a name is used twice, or `units` is missing.
+    """
+    _check(grid, lead_times, layout, attributes)
+    coordinates = time_coordinates(np.array([reference_time]), lead_times) | _grid_coordinates(grid)
+    documents = {name: c.document for name, c in coordinates.items()}
+    documents[layout.variable] = _variable_document(grid, layout, attributes, _fingerprint(coordinates))
+    title = f"{product}: forecast of {attributes.get('long_name', layout.variable)}"
+    root = group_document({"Conventions": CONVENTIONS, "title": title} | provenance.attributes(), documents)
+    files = {f"{name}/zarr.json": as_json(document) for name, document in documents.items()}
+    files |= {f"{name}/{c.chunk_key}": c.chunk for name, c in coordinates.items()}
+    return files | {"zarr.json": as_json(root)}
+
+
+def time_coordinates(reference_times: NDArray[np.datetime64], lead_times: Sequence[timedelta]) -> dict[str, Coordinate]:
+    """init_time (init_time,), lead_time (lead_time,) and valid_time (init_time, lead_time)."""
+    seconds = reference_times.astype("datetime64[s]").astype(np.int64)
+    leads = np.array([lead // timedelta(seconds=1) for lead in lead_times], dtype=np.int64)
+    unit, length = ("minutes", 60) if not np.any(leads % 60) else ("seconds", 1)
+    init = {"standard_name": "forecast_reference_time", "long_name": "start of the forecast (UTC)", "axis": "T"}
+    lead = {"standard_name": "forecast_period", "long_name": "time since the start of the forecast", "units": unit}
+    valid = {"standard_name": "time", "long_name": "time at which the forecast is valid (UTC)"}
+    return {
+        INIT_TIME: Coordinate((INIT_TIME,), seconds, init | _EPOCH),
+        # xarray turns units of time into timedelta of its own accord only where `dtype` says so
+        LEAD_TIME: Coordinate((LEAD_TIME,), leads // length, lead | {"dtype": "timedelta64[ns]"}),
+        VALID_TIME: Coordinate((INIT_TIME, LEAD_TIME), seconds[:, None] + leads, valid | _EPOCH),
+    }
+
+
+def group_document(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The zarr.json of a group that carries the documents of its arrays (consolidated metadata)."""
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(arrays.items()))}
+    return {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": dict(attributes),
+        "consolidated_metadata": consolidated,
+    }
+
+
+def as_json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, default=_plain).encode()
+
+
+def _grid_coordinates(grid: Grid) -> dict[str, Coordinate]:
+    axes = (
+        (grid.y_name, grid.y, grid.y_attrs, {"axis": "Y"}),
+        (grid.x_name, grid.x, grid.x_attrs, {"axis": "X"}),
+    )
+    found = {
+        name: Coordinate((name,), np.asarray(values, np.float64), default | _without_encoding(attrs))
+        for name, values, attrs, default in axes
+    }
+    if grid.crs_name is not None:
+        found[grid.crs_name] = Coordinate((), np.zeros((), np.int32), _without_encoding(grid.crs_attrs))
+    return found
+
+
+def _variable_document(
+    grid: Grid, layout: Layout, attributes: Mapping[str, Attribute], fingerprint: str
+) -> dict[str, Any]:
+    packing: dict[str, Any] = {"_FillValue": layout.fill_value, "scale_factor": layout.scale_factor}
+    packing |= {"add_offset": layout.add_offset} if layout.add_offset else {}
+    mapping = {"grid_mapping": grid.crs_name} if grid.crs_name is not None else {}
+    comment = {"comment": "missing (NaN) = no forecast, for want of input there; zero was forecast"}
+    described = comment | _without_encoding(attributes) | {"coordinates": VALID_TIME} | mapping | packing
+    return _array_document(
+        (INIT_TIME, LEAD_TIME, grid.y_name, grid.x_name),
+        (1, *layout.shape),
+        (1, *layout.shard),
+        layout.dtype,
+        layout.fill_value,
+        shard_codecs(layout),
+        described | {"squall_grid": fingerprint},
+    )
+
+
+def _array_document(
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dtype: str,
+    fill_value: int,
+    codecs: Sequence[Mapping[str, Any]],
+    attributes: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill_value,
+        "codecs": list(codecs),
+        "dimension_names": list(dims),
+        "attributes": dict(attributes),
+        "storage_transformers": [],
+    }
+
+
+def _fingerprint(coordinates: Mapping[str, Coordinate]) -> str:
+    """A digest of grid and lead times: cycles with equal ones can stand in one array."""
+    parts = {n: c for n, c in coordinates.items() if INIT_TIME not in c.dims}
+    text = b"".join(as_json(c.document) + c.chunk for _, c in sorted(parts.items()))
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _check(grid: Grid, lead_times: Sequence[timedelta], layout: Layout, attributes: Mapping[str, Attribute]) -> None:
+    if layout.shape != (len(lead_times), *grid.shape):
+        raise ConfigError(
+            f"layout is for (lead, y, x) {layout.shape}; the forecast has {(len(lead_times), *grid.shape)}"
+        )
+    if any(lead % timedelta(seconds=1) for lead in lead_times):
+        raise ConfigError("a lead time is not a whole number of seconds")
+    names = [INIT_TIME, LEAD_TIME, VALID_TIME, grid.y_name, grid.x_name, grid.crs_name, layout.variable]
+    twice = sorted({str(n) for n in names if names.count(n) > 1})
+    if twice:
+        raise ConfigError(f"{', '.join(twice)} would name two arrays of the forecast store; rename output.variable")
+    if not attributes.get("units"):
+        raise ConfigError(f"variable {layout.variable!r} has no units; add units to output.attributes")
+
+
+def _without_encoding(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name not in _ENCODING}
+
+
+def _plain(value: Any) -> Any:
+    """JSON of the numpy values that attributes of a source may hold."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r} cannot stand in an attribute")

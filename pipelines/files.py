@@ -1,0 +1,61 @@
+"""Writing that survives a crash: fsynced files and folders, and errors that name the path and the room left."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.errors import OutputError
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns any OSError inside into an OutputError that names the path and the free bytes of its file system."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise OutputError(f"cannot write {where}: {error.strerror or error} ({_free_bytes(path)} free)") from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a new read-only file and waits until the disk has it; an existing one is an error."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def replace_file(path: Path, data: bytes, temporary: Path) -> None:
+    """Puts a whole file in place of another in one step; readers see the old one or the new one."""
+    write_file(temporary, data)
+    os.replace(temporary, path)
+
+
+def make_folders(path: Path, top: Path) -> None:
+    """Makes `path` and what is missing between it and `top`, each entry safe on disk."""
+    missing = [p for p in (path, *path.parents) if top in p.parents and not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folders(top: Path) -> None:
+    """Waits until the disk has the entries of a folder and of all folders below it."""
+    for folder, _, _ in os.walk(top, topdown=False):
+        sync_folder(Path(folder))
+
+
+def _free_bytes(path: Path) -> str:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    return f"{shutil.disk_usage(existing).free:,} bytes"

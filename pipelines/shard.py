@@ -1,0 +1,120 @@
+"""One shard as bytes: the public Zarr v3 sharding format, encoded whole and checked without decoding.
+
+Chunks are little endian bytes -> zstd level 1 -> crc32c, in C order. The index stands at the end: offset and
+length (uint64) of every chunk, all ones for a chunk of nothing but fill, then the crc32c of the index.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import Zstd
+from numpy.typing import NDArray
+
+from pipelines.layout import Layout
+
+_ZSTD = Zstd(level=1)  # level 0 would mean 3
+_ABSENT = 2**64 - 1
+_CRC_BYTES = 4
+
+
+def shard_codecs(layout: Layout) -> list[dict[str, Any]]:
+    """The codecs of the (init_time, lead_time, y, x) array, as its zarr.json names them."""
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    crc = {"name": "crc32c"}
+    zstd = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+    configuration = {
+        "chunk_shape": [1, *layout.chunk],
+        "codecs": [little, zstd, crc],
+        "index_codecs": [little, crc],
+        "index_location": "end",
+    }
+    return [{"name": "sharding_indexed", "configuration": configuration}]
+
+
+def encode_shard(codes: NDArray[Any], layout: Layout, threads: int = 1) -> bytes:
+    """The stored object of one shard.
+
+    Args:
+        codes: (lead, y, x) packed codes; smaller than the shard at the far edges of the grid, where the
+            rest is filled. Chunks of nothing but fill take no room.
+        threads: chunks compressed at a time; the interpreter lock is free meanwhile.
+    """
+    chunks = _chunks(np.asarray(codes, dtype=np.dtype(layout.dtype).newbyteorder("<")), layout)
+    if threads == 1:
+        return _assemble([_encode_chunk(chunk, layout.fill_value) for chunk in chunks])
+    with ThreadPoolExecutor(threads) as pool:
+        return _assemble(list(pool.map(lambda chunk: _encode_chunk(chunk, layout.fill_value), chunks)))
+
+
+def shard_fault(data: bytes, layout: Layout, deep: bool = True) -> str | None:
+    """What is wrong with a stored shard, or None if it is whole.
+
+    Args:
+        deep: also compute the crc32c of every chunk, not only of the index.
+    """
+    count = int(np.prod(layout.chunks_per_shard))
+    index_bytes = 16 * count
+    if len(data) < index_bytes + _CRC_BYTES:
+        return f"{len(data)} bytes, fewer than the {index_bytes + _CRC_BYTES} of its index"
+    end = len(data) - index_bytes - _CRC_BYTES
+    if not _crc_matches(data[end:]):
+        return "the crc32c of its index does not match"
+    index = np.frombuffer(data[end:-_CRC_BYTES], dtype="<u8").reshape(count, 2)
+    for number, (offset, length) in enumerate(index.tolist()):
+        if offset == length == _ABSENT:
+            continue
+        if offset + length > end or length < _CRC_BYTES:
+            return f"chunk {number} at {offset}+{length} lies outside its {end} bytes"
+        if deep and not _crc_matches(data[offset : offset + length]):
+            return f"the crc32c of chunk {number} does not match"
+    return None
+
+
+def _chunks(codes: NDArray[Any], layout: Layout) -> Iterator[NDArray[Any] | None]:
+    """The chunks of a shard in C order, each contiguous and of full size; None = wholly off the grid."""
+    _, height, width = layout.chunk
+    _, rows, columns = layout.chunks_per_shard
+    for field in codes:
+        for row in range(rows):
+            for column in range(columns):
+                part = field[row * height : (row + 1) * height, column * width : (column + 1) * width]
+                yield _padded(part, (height, width), layout.fill_value)
+
+
+def _padded(part: NDArray[Any], shape: tuple[int, int], fill: int) -> NDArray[Any] | None:
+    if part.shape == shape:
+        return np.ascontiguousarray(part)
+    if not part.size:
+        return None
+    chunk = np.full(shape, fill, dtype=part.dtype)
+    chunk[: part.shape[0], : part.shape[1]] = part
+    return chunk
+
+
+def _encode_chunk(chunk: NDArray[Any] | None, fill: int) -> bytes | None:
+    if chunk is None or (chunk[0, 0] == fill and bool((chunk == fill).all())):
+        return None
+    data: bytes = _ZSTD.encode(chunk)
+    return data + _crc(data)
+
+
+def _assemble(chunks: list[bytes | None]) -> bytes:
+    index = np.full((len(chunks), 2), _ABSENT, dtype="<u8")
+    offset = 0
+    for number, chunk in enumerate(chunks):
+        if chunk is not None:
+            index[number] = offset, len(chunk)
+            offset += len(chunk)
+    tail = index.tobytes()
+    return b"".join([*(c for c in chunks if c is not None), tail, _crc(tail)])
+
+
+def _crc(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
+
+
+def _crc_matches(data: bytes) -> bool:
+    return _crc(data[:-_CRC_BYTES]) == data[-_CRC_BYTES:]
