@@ -273,6 +273,10 @@ def _one_cycle(forecast: xr.DataArray) -> xr.DataArray:
         raise ConfigError(
             f"the forecast has axes {forecast.dims}; expected (lead_time, y, x) and the coordinate init_time"
         )
+    if cycle.lead_time.dtype.kind != "m":
+        raise ConfigError(
+            f"lead_time is {cycle.lead_time.dtype}, expected a duration; open the store with decode_timedelta=True"
+        )
     return cycle
 
 
@@ -506,6 +510,6 @@ def _draw_foot(figure: Figure, layout: Layout, table: ColourTable, cells: tuple[
         handlelength=1.4,
     )
     box = max(c / p for c, p in zip(cells, layout.pixels, strict=True))
-    note = f"a pixel shows the greatest of about {box:.1f} × {box:.1f} cells" if box > 1 else ""
+    note = f"a pixel shows the greatest of about {box:.1f} × {box:.1f} cells" if box > 1.5 else ""
     words = "   ·   ".join(w for w in (note, credit) if w)
     figure.text(1 - layout.right / wide, 0.17 / tall, words, ha="right", size=8, color=FAINT)
