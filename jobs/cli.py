@@ -1,0 +1,254 @@
+"""The command line: `squall demo | run | validate | plan | inspect | cycles | verify | models`."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from jobs import show
+from jobs.outcome import Exit, exit_of
+
+_EXIT_CODES = """\b
+Exit codes: 0 published (or published already), 1 failed, 2 wrong usage, 3 published with gaps,
+4 no input, 5 bad configuration, 130 interrupted. Nothing is published unless the code is 0 or 3."""
+
+
+class Time(click.ParamType[Any]):
+    """A reference time in UTC, or `latest`."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> np.datetime64 | None:
+        if value is None or value == "latest":
+            return None
+        try:
+            return np.datetime64(value.removesuffix("Z"), "ns")
+        except ValueError:
+            self.fail(f"{value!r} is no time; write latest or UTC such as 2016-09-28T15:30Z", param, ctx)
+
+
+def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
+    """Turns the end of a command, good or bad, into one message and an exit code."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs) or Exit.PUBLISHED
+        except KeyboardInterrupt:
+            show.err.print("[bold red]squall:[/] interrupted; nothing was published")
+            code = Exit.INTERRUPTED
+        except click.ClickException:
+            raise
+        except Exception as error:
+            show.problem(error)
+            code = exit_of(error)
+            if code is Exit.FAILED and "--debug" in sys.argv:
+                raise
+        sys.exit(int(code))
+
+    return wrapped
+
+
+product_file = click.argument("file", type=click.Path(path_type=Path))
+overrides = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+as_json = click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="squall", message="squall %(version)s")
+def main() -> None:
+    """squall makes forecasts from gridded weather data: frames in a Zarr store, an ONNX model, a YAML file.
+
+    \b
+    squall demo                          make storms, forecast them, draw the result
+    squall validate rain.yaml            check a product file against its store and model
+    squall run rain.yaml                 make and publish the forecast of the newest frame
+    squall run rain.yaml --time 2016-09-28T15:30Z output.store=/data/out
+    squall cycles rain.yaml              what is published
+    """
+
+
+@main.command(epilog=_EXIT_CODES)
+@product_file
+@overrides
+@click.option("--time", type=Time(), default="latest", show_default=True, help="Reference time in UTC, or latest.")
+@click.option("--replace", is_flag=True, help="Publish a revision if the cycle is published already.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw observed past and forecast into this PNG.")
+@as_json
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+@ends_clearly
+def run(
+    file: Path, overrides: tuple[str, ...], time: Any, replace: bool, plot: Path | None, format_: str, debug: bool
+) -> Exit:
+    """Make one cycle of the product FILE and publish it, whole or not at all.
+
+    \b
+    Examples:
+      squall run rain.yaml
+      squall run rain.yaml --time 2016-09-28T15:30Z --plot rain.png
+      squall run rain.yaml input.tolerance=1min output.store=/data/out --format json
+      */5 * * * *  squall run /etc/squall/rain.yaml          (crontab)
+      ray job submit --working-dir . -- python -m jobs.nowcast rain.yaml
+    """
+    from jobs.nowcast import forecast
+
+    with show.progress(file.stem, quiet=format_ == "json") as progress:
+        report = forecast(file, overrides, time, replace, progress)
+    if plot is not None:
+        from jobs.picture import draw_cycle
+
+        draw_cycle(file, overrides, report.reference_time, plot)
+    if format_ == "json":
+        click.echo(show.as_json(report))
+    else:
+        show.cycle_table(report)
+        if plot is not None:
+            show.out.print(f"picture in {plot}")
+    return Exit.GAPS if report.gaps else Exit.PUBLISHED
+
+
+@main.command(epilog=_EXIT_CODES)
+@product_file
+@overrides
+@as_json
+@ends_clearly
+def validate(file: Path, overrides: tuple[str, ...], format_: str) -> Exit:
+    """Check the product FILE against its store and its model; every problem is listed at once.
+
+    \b
+    Example:
+      squall validate rain.yaml lead_times.until=60min
+    """
+    from jobs.prepare import find_problems
+
+    problems = find_problems(file, overrides)
+    if format_ == "json":
+        click.echo(show.as_json({"file": file, "valid": not problems, "problems": problems}))
+    elif problems:
+        show.err.print(f"[bold red]{len(problems)} problem(s)[/] in {file}:")
+        for problem in problems:
+            show.err.print(f"  {problem}", markup=False)
+    else:
+        show.out.print(f"[green]valid[/] {file}")
+    return Exit.BAD_CONFIGURATION if problems else Exit.PUBLISHED
+
+
+@main.command()
+@product_file
+@overrides
+@as_json
+@ends_clearly
+def plan(file: Path, overrides: tuple[str, ...], format_: str) -> None:
+    """Show how the grid of the product FILE would be cut, and why.
+
+    \b
+    Examples:
+      squall plan rain.yaml
+      squall plan rain.yaml tiling.memory=500MB
+    """
+    from jobs.prepare import plan_of
+
+    planned = plan_of(file, overrides)
+    if format_ == "json":
+        click.echo(show.as_json(planned))
+        return
+    show.out.print(planned.plan.reason)
+    table = show.pairs_table()
+    for name, value in planned.rows():
+        table.add_row(name, value)
+    show.out.print(table)
+
+
+@main.command()
+@click.argument("path", type=str)
+@as_json
+@ends_clearly
+def inspect(path: str, format_: str) -> None:
+    """Show what a store holds: a published cycle with its provenance, or an input store.
+
+    \b
+    Examples:
+      squall inspect out/rain-fmi/latest.zarr
+      squall inspect s3://bucket/radar.zarr
+    """
+    from jobs.inspect import describe
+
+    found = describe(path)
+    if format_ == "json":
+        click.echo(show.as_json(found))
+        return
+    table = show.pairs_table()
+    for name, value in found.items():
+        table.add_row(name, str(value))
+    show.out.print(table)
+
+
+@main.command()
+@product_file
+@overrides
+@as_json
+@ends_clearly
+def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
+    """List the published cycles of the product FILE, oldest first.
+
+    \b
+    Example:
+      squall cycles rain.yaml --format json
+    """
+    from pipelines.archive import latest_cycle, list_cycles
+    from pipelines.product import load_product
+
+    product = load_product(file, overrides)
+    found = list_cycles(product.output.store, product.name)
+    latest = latest_cycle(product.output.store, product.name)
+    if format_ == "json":
+        click.echo(show.as_json(found))
+        return
+    rows = [(show.utc(c.reference_time), c.revision, c.path, "latest" if c == latest else "") for c in found]
+    show.table("", ("init_time", "revision", "store", ""), rows)
+    if not rows:
+        show.out.print(f"no cycle of {product.name} is published in {product.output.store}")
+
+
+@main.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@as_json
+@ends_clearly
+def models(folder: Path | None, format_: str) -> None:
+    """List the models that squall brings, or show and check the model package in FOLDER.
+
+    \b
+    Examples:
+      squall models
+      squall models ./my-model
+    """
+    from jobs.models import builtin_rows, package_rows
+
+    columns, rows = builtin_rows() if folder is None else package_rows(folder)
+    if format_ == "json":
+        click.echo(show.as_json([dict(zip(columns, row, strict=True)) for row in rows]))
+    else:
+        show.table("", columns, rows)
+
+
+@main.command()
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@ends_clearly
+def demo(folder: Path) -> Exit:
+    """Make storms, forecast them with the advection model on a local Ray, and draw the result.
+
+    \b
+    Example:
+      squall demo --folder /data/demo
+    """
+    from jobs.demo import run_demo
+
+    return run_demo(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""One cycle, from frames to a published forecast: inputs, draft, blocks, check, publish, or nothing at all."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import ray
+
+from jobs.drive import Drive, Progress
+from jobs.pool import Pool
+from jobs.prepare import Prepared
+from pipelines.errors import AlreadyPublishedError, IncompleteError, NotYetError
+from pipelines.run import BlockResult, Seconds
+from pipelines.sink import Draft, abort, expire, open_draft, publish, sweep, write_block
+from pipelines.source import Cycle, check_missing, find_inputs
+from pipelines.tiling import Block
+
+_POLL_SECONDS = 1.0
+
+
+class Status(StrEnum):
+    """What became of a cycle."""
+
+    PUBLISHED = "published"
+    GAPS = "published with gaps"
+    ALREADY = "already published"
+
+
+@dataclass(frozen=True)
+class CycleReport:
+    """What a cycle did and what it took; times in seconds, `stages` summed over workers.
+
+    `total_seconds` is the time to product: from the start of the cycle to its publication.
+    """
+
+    product: str
+    reference_time: np.datetime64
+    status: Status
+    path: str
+    frame_times: tuple[np.datetime64, ...] = ()
+    blocks: int = 0
+    workers: int = 0
+    tiles_run: int = 0
+    tiles_reused: int = 0
+    bytes_written: int = 0
+    missing_share: float = 0.0
+    gaps: tuple[str, ...] = ()
+    stages: Seconds = Seconds()
+    wait_seconds: float = 0.0
+    publish_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+    @property
+    def reused_share(self) -> float:
+        return self.tiles_reused / max(1, self.tiles_run + self.tiles_reused)
+
+
+def run_cycle(
+    prepared: Prepared,
+    pool: Pool,
+    reference_time: np.datetime64 | None = None,
+    replace_published: bool = False,
+    progress: Progress = lambda settled, total, results: None,
+) -> CycleReport:
+    """The report of a cycle that is published now, or was before.
+
+    Args:
+        reference_time: UTC; None = the newest frame of the store.
+        replace_published: publish a revision if the cycle stands already.
+        progress: called as blocks are settled.
+
+    Raises:
+        InputError: the frames are not there or not fit for use.
+        IncompleteError: blocks were given up (names them) and the product refuses gaps.
+        OutputError: the forecast could not be written. After any error nothing was published.
+    """
+    start = monotonic()
+    cycle = wait_for_inputs(prepared, reference_time)
+    waited = monotonic() - start
+    sweep(prepared.product.output.store, prepared.product.name)
+    try:
+        draft = _open(prepared, cycle, replace_published)
+    except AlreadyPublishedError as error:
+        return CycleReport(prepared.product.name, cycle.reference_time, Status.ALREADY, str(error))
+    try:
+        report = _fill(prepared, pool, cycle, draft, start, progress)
+        publishing = monotonic()
+        published = publish(draft, _outcome(report), replace_published)
+    except AlreadyPublishedError as error:
+        abort(draft)
+        return CycleReport(prepared.product.name, cycle.reference_time, Status.ALREADY, str(error))
+    except BaseException:
+        abort(draft)
+        raise
+    done = monotonic()
+    _expire(prepared, cycle)
+    return replace(report, path=str(published.path), wait_seconds=waited, publish_seconds=done - publishing,
+                   total_seconds=done - start)  # fmt: skip
+
+
+def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) -> Cycle:
+    """The cycle's inputs, looked for until they are there or `input.wait` has passed.
+
+    Raises:
+        InputError: the frames are not there or not fit for use.
+    """
+    give_up = monotonic() + prepared.product.input.wait.total_seconds()
+    while True:
+        try:
+            return find_inputs(prepared.source, prepared.product, reference_time)
+        except NotYetError:
+            if monotonic() >= give_up:
+                raise
+            sleep(_POLL_SECONDS)
+
+
+def _open(prepared: Prepared, cycle: Cycle, replace_published: bool) -> Draft:
+    product = prepared.product
+    return open_draft(
+        product.output.store,
+        product.name,
+        cycle.reference_time,
+        prepared.source.grid,
+        product.leads,
+        prepared.layout,
+        prepared.attributes,
+        prepared.provenance(cycle),
+        replace=replace_published,
+    )
+
+
+def _fill(
+    prepared: Prepared, pool: Pool, cycle: Cycle, draft: Draft, start: float, progress: Progress
+) -> CycleReport:
+    """The draft with every shard written, and what it took.
+
+    Raises:
+        IncompleteError: blocks were given up and the product refuses gaps.
+    """
+    blocks = prepared.plan.tiling.blocks()
+    deadline = prepared.product.deadline
+    drive = Drive(
+        pool,
+        blocks,
+        (cycle, draft, _shared_frames(prepared, cycle)),
+        None if deadline is None else start + deadline.total_seconds(),
+        progress,
+    )
+    try:
+        given_up = drive.run()
+    except BaseException:
+        drive.recall()
+        raise
+    results = [drive.results[index] for index in sorted(drive.results)]
+    _check_missing(prepared, cycle, results, complete=not given_up)
+    gaps = _leave_gaps(prepared, draft, [(blocks[index], why) for index, why in sorted(given_up.items())])
+    return _report(prepared, cycle, blocks, results, gaps)
+
+
+def _shared_frames(prepared: Prepared, cycle: Cycle) -> Any:
+    """Whole frames in Ray's object store, where the chunks of the store are whole frames; else None."""
+    return ray.put(prepared.source.read_frames(cycle)) if prepared.source.is_one_chunk_per_frame else None
+
+
+def _check_missing(prepared: Prepared, cycle: Cycle, results: list[BlockResult], complete: bool) -> None:
+    if complete:
+        counts = np.sum([result.missing for result in results], axis=0)
+        cells = prepared.layout.shape[1] * prepared.layout.shape[2]
+        check_missing(counts, cells, prepared.product.input.max_missing, cycle)
+
+
+def _leave_gaps(prepared: Prepared, draft: Draft, given_up: list[tuple[Block, str]]) -> tuple[str, ...]:
+    """Fills the blocks that were given up with missing values, if the product allows gaps."""
+    gaps = tuple(f"{block}: {why}" for block, why in given_up)
+    if gaps and prepared.product.output.incomplete == "refuse":
+        raise IncompleteError("not published, the product refuses gaps (output.incomplete):\n  " + "\n  ".join(gaps))
+    layout = prepared.layout
+    for block, _ in given_up:
+        shape = (layout.shape[0], *block.window.shape)
+        write_block(draft, block.window, np.full(shape, layout.fill_value, layout.dtype))
+    return gaps
+
+
+def _report(
+    prepared: Prepared, cycle: Cycle, blocks: tuple[Block, ...], results: list[BlockResult], gaps: tuple[str, ...]
+) -> CycleReport:
+    done_cells = sum(blocks[result.block].window.cells for result in results)
+    missing = sum(result.missing[-1] for result in results)
+    return CycleReport(
+        product=prepared.product.name,
+        reference_time=cycle.reference_time,
+        status=Status.GAPS if gaps else Status.PUBLISHED,
+        path="",
+        frame_times=cycle.frame_times,
+        blocks=len(blocks),
+        workers=prepared.workers,
+        tiles_run=sum(result.tiles_run for result in results),
+        tiles_reused=sum(result.tiles_reused for result in results),
+        bytes_written=sum(result.bytes_written for result in results),
+        missing_share=missing / max(1, done_cells),
+        gaps=gaps,
+        stages=sum((result.seconds for result in results), Seconds()),
+    )
+
+
+def _outcome(report: CycleReport) -> dict[str, str | int | float]:
+    """What the published store says of itself: how complete it is. Nothing that differs from run to run."""
+    gaps: dict[str, str | int | float] = {"gaps": "; ".join(gap.split(":")[0] for gap in report.gaps)}
+    done = report.blocks - len(report.gaps)
+    completeness = {"completeness": done / report.blocks, "missing_share_of_newest_frame": report.missing_share}
+    return completeness | (gaps if report.gaps else {})
+
+
+def _expire(prepared: Prepared, cycle: Cycle) -> None:
+    keep = prepared.product.output.keep
+    if keep is not None:
+        expire(prepared.product.output.store, prepared.product.name, keep, cycle.reference_time)
+
+

@@ -1,0 +1,92 @@
+"""Starts, finds and replaces workers on Ray: a local one of our own, or a running cluster."""
+
+import itertools
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from jobs.worker import Setup, Worker
+from pipelines.planner import Crew
+
+_OBJECT_STORE_BYTES = 10**9
+
+
+def connect(cores: int | None = None) -> None:
+    """Join the cluster of RAY_ADDRESS, or start a local Ray on loopback; does nothing if already joined."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if "RAY_ADDRESS" not in os.environ:
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "num_cpus": cores or os.cpu_count(),
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    ray.init(**options)
+
+
+def disconnect() -> None:
+    ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster offers to workers: GPUs, or cores that CPU workers share."""
+
+    gpus: int
+    cores: int
+
+    def crew(self, wanted: int | None) -> Crew:
+        """Who can work: a worker a GPU, or a worker a core."""
+        available = self.gpus or self.cores
+        return Crew(min(wanted or available, available), shared=not self.gpus)
+
+
+def cluster_resources() -> Resources:
+    found = ray.cluster_resources()
+    return Resources(int(found.get("GPU", 0)), max(1, int(found.get("CPU", 1))))
+
+
+class Pool:
+    """Workers of one setup; names are never used twice.
+
+    Args:
+        setup: of every worker.
+        count: workers.
+        gpu: give each worker a GPU of its own, else `setup.threads` cores.
+    """
+
+    def __init__(self, setup: Setup, count: int, gpu: bool) -> None:
+        self._setup, self._count = setup, count
+        self._actor = ray.remote(
+            num_cpus=0 if gpu else setup.threads, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0
+        )(Worker)
+        self._names = (f"worker-{n}" for n in itertools.count())
+        self._workers: dict[str, ActorHandle[Worker]] = {}
+        self._shared_setup = ray.put(setup)
+        self.fill()
+
+    @property
+    def workers(self) -> dict[str, "ActorHandle[Worker]"]:
+        return dict(self._workers)
+
+    def fill(self) -> list[str]:
+        """Start workers until all are there; the names of the new ones."""
+        new = [next(self._names) for _ in range(self._count - len(self._workers))]
+        self._workers |= {name: self._actor.remote(self._shared_setup) for name in new}
+        return new
+
+    def drop(self, name: str) -> None:
+        """Forget a worker that died; it is ended if it still lives."""
+        ray.kill(self._workers.pop(name))
+
+    def close(self) -> None:
+        for name in list(self._workers):
+            self.drop(name)

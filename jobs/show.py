@@ -1,0 +1,140 @@
+"""What a person sees of a command: progress, tables, one clear line for an error; or JSON for machines."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jobs.cycle import CycleReport, Status
+from jobs.drive import Progress as Report
+from pipelines.run import BlockResult
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def as_json(value: Any) -> str:
+    """Any frozen value of squall as JSON; times as ISO 8601 in UTC, durations in seconds."""
+    return json.dumps(value, default=_plain, indent=2)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case np.datetime64():
+            return utc(value)
+        case np.ndarray() | np.generic():
+            return value.tolist()
+        case timedelta():
+            return value.total_seconds()
+        case Enum():
+            return value.value
+        case Path():
+            return str(value)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        case Mapping():
+            return dict(value)
+    return str(value)
+
+
+def utc(time: np.datetime64) -> str:
+    """A time as people and machines read it.
+
+    >>> utc(np.datetime64("2016-09-28T15:30", "ns"))
+    '2016-09-28T15:30:00Z'
+    """
+    return f"{time.astype('datetime64[s]')}Z"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits.
+
+    >>> size(43_210_000)
+    '43.2 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+@contextmanager
+def progress(title: str, quiet: bool) -> Iterator[Report]:
+    """A bar with blocks, tiles per second and the time left; silent where nobody looks."""
+    bar = Progress(
+        TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=err, transient=True, disable=quiet,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(title, total=None, rate="")
+
+        def update(settled: int, total: int, results: Sequence[BlockResult]) -> None:
+            elapsed = bar.tasks[0].elapsed or 0.0
+            tiles = sum(result.tiles_run + result.tiles_reused for result in results)
+            rate = f"{tiles / elapsed:.1f} tiles/s" if elapsed else ""
+            bar.update(task, completed=settled, total=total, rate=rate)
+
+        yield update
+
+
+def cycle_table(report: CycleReport) -> None:
+    """The closing table of a cycle."""
+    if report.status is Status.ALREADY:
+        out.print(f"[yellow]{report.product} {utc(report.reference_time)}:[/] {report.path}")
+        return
+    colour = "green" if report.status is Status.PUBLISHED else "yellow"
+    out.print(f"[{colour}]{report.status}[/] {report.product} {utc(report.reference_time)} -> {report.path}")
+    table = pairs_table()
+    tiles = f"{report.tiles_run} run, {report.tiles_reused} reused ({report.reused_share:.0%})"
+    stages = report.stages
+    for name, value in (
+        ("frames", ", ".join(str(t.astype("datetime64[m]"))[11:] for t in report.frame_times) + " UTC"),
+        ("blocks, workers", f"{report.blocks}, {report.workers}"),
+        ("tiles", tiles),
+        ("missing in the newest frame", f"{report.missing_share:.1%}"),
+        ("written", size(report.bytes_written)),
+        ("wait for input", f"{report.wait_seconds:.2f} s"),
+        ("read / infer / write, all workers", f"{stages.read:.2f} / {stages.infer:.2f} / {stages.write:.2f} s"),
+        ("publish", f"{report.publish_seconds:.2f} s"),
+        ("time to product", f"{report.total_seconds:.2f} s"),
+    ):
+        table.add_row(name, value)
+    out.print(table)
+    for gap in report.gaps:
+        out.print(f"[yellow]gap[/] {gap}")
+
+
+def pairs_table() -> Table:
+    """An empty table of names and values."""
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column()
+    return table
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints rows under a heading; numbers to the right."""
+    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        number = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        shown.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    out.print(shown)
+
+
+def problem(error: BaseException) -> None:
+    """One clear error on stderr."""
+    name = type(error).__name__.removesuffix("Error")
+    err.print(f"[bold red]squall: {name}:[/] ", end="")
+    err.print(str(error) or type(error).__name__, markup=False)

@@ -1,0 +1,71 @@
+"""The worker: one engine (on one GPU where there is one), fed block after block. Where grids and engines meet."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.ort import OrtEngine
+from pipelines.grid import Window
+from pipelines.run import BlockResult, Forecaster, run_block
+from pipelines.sink import Draft
+from pipelines.source import Cycle, Source, cut
+from pipelines.tiling import Block, Tiling
+from pipelines.transform import Decoder, Encoder
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know once; it stays the same from cycle to cycle."""
+
+    model: Path
+    threads: int
+    source: Source
+    tiling: Tiling
+    decoder: Decoder
+    encoder: Encoder
+    leads: int
+    batch: int
+    mask_from_input: bool
+
+
+class Worker:
+    """One engine and its forecaster. Runs as a Ray actor, or in the driver for a test."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._source = setup.source
+        self._engine = OrtEngine(setup.model, setup.threads)
+        self._forecaster = Forecaster(
+            tiling=setup.tiling,
+            decoder=setup.decoder,
+            encoder=setup.encoder,
+            infer=self._engine,
+            leads=setup.leads,
+            batch=setup.batch,
+            mask_from_input=setup.mask_from_input,
+        )
+
+    def run(
+        self, block: Block, cycle: Cycle, draft: Draft, frames: NDArray[np.generic] | None = None
+    ) -> BlockResult:
+        """Make one block of a cycle.
+
+        Args:
+            frames: (frame, y, x) whole frames, codes as stored, if the node shares them; else the store is read.
+        """
+        return run_block(block, self._reader(cycle, frames), self._forecaster, draft)
+
+    def _reader(
+        self, cycle: Cycle, frames: NDArray[np.generic] | None
+    ) -> Callable[[Window], NDArray[np.generic]]:
+        if frames is None:
+            return partial(self._source.read, cycle)
+        return partial(cut, frames, fill=self._source.encoding.fill)
+
+    def pid(self) -> int:
+        """The process, for monitoring and tests."""
+        return os.getpid()
