@@ -1,7 +1,7 @@
 """The product file: what one published forecast is made of, as a forecaster writes it in YAML."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,8 +11,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -53,7 +55,7 @@ def format_duration(value: timedelta) -> str:
     for unit in ("h", "min"):
         if seconds and seconds % _UNITS[unit] == 0 and (unit != "h" or abs(seconds) >= 7200):
             return f"{seconds / _UNITS[unit]:.0f}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
 def parse_size(text: Any) -> Any:
@@ -67,7 +69,30 @@ def parse_size(text: Any) -> Any:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+NotNegative = Annotated[Duration, Field(ge=timedelta(0))]
+Positive = Annotated[Duration, Field(gt=timedelta(0))]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
+def _form(value: Any) -> str:
+    """How a value is written in the file; chooses the one alternative that is checked."""
+    if isinstance(value, str):
+        return "[word]"
+    if isinstance(value, Mapping | BaseModel):
+        return "[keys]"
+    return "[list]" if isinstance(value, Sequence) else "[number]"
+
+
+def _either(expected: str) -> Discriminator:
+    return Discriminator(_form, custom_error_type="form", custom_error_message=f"must be {expected}")
+
+
+Auto = Annotated[Literal["auto"], Tag("[word]")]
+Count = Annotated[int, Field(ge=1), Tag("[number]")]
+CountOrAuto = Annotated[Count | Auto, _either("a number or auto")]
+Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+PairOrAuto = Annotated[Annotated[Pair, Tag("[list]")] | Auto, _either("[y, x] or auto")]
+Durations = Annotated[tuple[Duration, ...], Tag("[list]")]
 
 
 class Part(BaseModel):
@@ -87,12 +112,15 @@ class InputSpec(Part):
 
     store: str
     variable: str
-    history: tuple[Duration, ...] | Last
+    history: Annotated[
+        Durations | Annotated[Last, Tag("[keys]")],
+        _either("a list of offsets such as [-20min, -10min, 0min], or last: N"),
+    ]
     convert: Literal["none", "zr"] = "none"
-    tolerance: Duration = timedelta(seconds=30)
+    tolerance: NotNegative = timedelta(seconds=30)
     missing_frame: Literal["refuse", "use_available"] = "refuse"
     max_missing: float = Field(default=0.95, gt=0, le=1)
-    wait: Duration = timedelta(0)
+    wait: NotNegative = timedelta(0)
 
     @field_validator("history")
     @classmethod
@@ -140,9 +168,12 @@ class TilingSpec(Part):
     """How the grid is cut; everything is chosen by the planner where it says auto."""
 
     mode: Literal["crop", "feather"] = "crop"
-    tile: tuple[int, int] | Literal["auto", "whole"] = "auto"
-    halo: int | Literal["auto"] = "auto"
-    batch: int | Literal["auto"] = "auto"
+    tile: Annotated[
+        Annotated[Pair, Tag("[list]")] | Annotated[Literal["auto", "whole"], Tag("[word]")],
+        _either("[y, x], auto or whole"),
+    ] = "auto"
+    halo: Annotated[Annotated[int, Field(ge=0), Tag("[number]")] | Auto, _either("a number or auto")] = "auto"
+    batch: CountOrAuto = "auto"
     memory: Size = 2 * 10**9
 
 
@@ -161,10 +192,10 @@ class OutputSpec(Part):
     variable: str
     attributes: dict[str, str | int | float] = {}
     packing: Packing = Packing()
-    shards: tuple[int, int] | Literal["auto"] = "auto"
-    chunks: tuple[int, int] | Literal["auto"] = "auto"
+    shards: PairOrAuto = "auto"
+    chunks: PairOrAuto = "auto"
     incomplete: Literal["refuse", "publish"] = "refuse"
-    keep: Duration | None = None
+    keep: Positive | None = None
 
 
 class Product(Part):
@@ -173,11 +204,14 @@ class Product(Part):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     input: InputSpec
     model: ModelRef
-    lead_times: tuple[Duration, ...] | EvenLeads
+    lead_times: Annotated[
+        Durations | Annotated[EvenLeads, Tag("[keys]")],
+        _either("a list such as [30min, 60min], or step and until"),
+    ]
     tiling: TilingSpec = TilingSpec()
     output: OutputSpec
-    deadline: Duration | None = None
-    workers: int | Literal["auto"] = "auto"
+    deadline: Positive | None = None
+    workers: CountOrAuto = "auto"
 
     @field_validator("lead_times")
     @classmethod
