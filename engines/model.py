@@ -1,38 +1,49 @@
 """A model package: a folder with `model.onnx` and the contract `model.yaml`, checked before anything runs."""
 
 import hashlib
+import re
+import reprlib
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import onnx
-import pandas as pd
 import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from engines.base import ModelError
+from engines.graph import data_dependent, digests, inside, read_graph
 
-DATA_DEPENDENT = frozenset({"GridSample", "DeformConv", "RoiAlign", "GatherND"})
-DEFAULT_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
+_short = reprlib.Repr()  # a few lines of YAML can stand for gigabytes of text
+_short.maxstring = _short.maxother = 80
 
 
 def _parse_duration(text: Any) -> Any:
-    if not isinstance(text, str) or text.strip().lstrip("+-").replace(".", "").isdigit():
-        raise ValueError(f"{text!r} has no unit; write a duration such as 5min")
-    return pd.Timedelta(text).to_pytimedelta()
+    if isinstance(text, timedelta):
+        return text
+    found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError("is no duration; write a number with s, min, h or d, such as 5min")
+    return timedelta(seconds=float(found[1]) * _UNITS[found[2]])
 
 
 def _write_duration(value: timedelta) -> str:
-    return f"{value.total_seconds():g}s"
+    minutes, rest = divmod(value, timedelta(minutes=1))
+    return f"{value.total_seconds():g}s" if rest else f"{minutes}min"
 
 
 Duration = Annotated[
@@ -81,15 +92,32 @@ class EvenLeads(Part):
         return tuple(self.step * n for n in range(1, self.count + 1))
 
 
+def _how_written(value: Any) -> str:
+    return "[one by one]" if isinstance(value, list | tuple) else "[even]"
+
+
+LeadTimes = Annotated[
+    Annotated[tuple[Duration, ...], Tag("[one by one]"), Field(min_length=1)] | Annotated[EvenLeads, Tag("[even]")],
+    Discriminator(_how_written),
+]
+
+
 class ModelOutput(Part):
     """What comes out: one field a lead time."""
 
     standard_name: str
     units: str
-    lead_times: tuple[Duration, ...] | EvenLeads
+    lead_times: LeadTimes
     transform: Transform = Transform()
     missing_below: float | None = None
     coverage: Literal["model", "input"] = "input"
+
+    @field_validator("lead_times")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and list(value) != sorted(set(value)):
+            raise ValueError("lead times must rise")
+        return value
 
     @property
     def leads(self) -> tuple[timedelta, ...]:
@@ -103,13 +131,7 @@ class TileRule(Part):
     """
 
     stride: int | None = Field(default=None, ge=1)
-    radius: int | Literal["global"] | None = None
-
-    @model_validator(mode="after")
-    def _not_negative(self) -> Self:
-        if isinstance(self.radius, int) and self.radius < 0:
-            raise ValueError(f"radius {self.radius} is negative")
-        return self
+    radius: Annotated[int, Field(ge=0)] | Literal["global"] | None = None
 
 
 class Contract(Part):
@@ -148,16 +170,14 @@ def load_package(folder: Path) -> ModelPackage:
     """The package in `folder`, every promise checked that can be checked without running it.
 
     Raises:
-        ModelError: what was found, what was expected, and in which file.
+        ModelError: what was found, what was expected, and in which file. Nothing outside the folder is opened.
     """
     folder = Path(folder)
-    contract = read_contract(folder / "model.yaml")
-    model = _read_graph(folder / "model.onnx")
-    _check_external_data(model, folder)
-    _check_graph(model, folder / "model.onnx")
-    _check_tensors(model, contract, folder / "model.onnx")
-    _check_reach(model, contract, folder)
-    graph, weights = _digests(model, folder)
+    contract = read_contract(inside(folder, "model.yaml"))
+    model = read_graph(folder)
+    _check_tensors(model.graph, contract, folder / "model.onnx")
+    _check_reach(model.graph, contract, folder)
+    graph, weights = digests(model, folder)
     return ModelPackage(folder, contract, graph, weights)
 
 
@@ -165,116 +185,66 @@ def read_contract(path: Path) -> Contract:
     """The contract in a `model.yaml`.
 
     Raises:
-        ModelError: every problem at once, each with its key.
+        ModelError: every problem at once, each with its key and what was found.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"cannot read the model contract {path}: {error}") from error
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read the model contract {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2016-13-01
         raise ModelError(f"the model contract {path} is not YAML: {error}") from error
     try:
         return Contract.model_validate(tree)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, p['loc']))}: {p['msg']} (found {p['input']!r})" for p in error.errors()]
-        raise ModelError(f"{len(lines)} problem(s) in {path}:\n" + "\n".join(lines)) from error
+        problems = [f"  {_key(p['loc'])}: {_reason(p)}" for p in error.errors()]
+        raise ModelError(f"{len(problems)} problem(s) in {path}:\n" + "\n".join(problems)) from error
 
 
-def _read_graph(path: Path) -> onnx.ModelProto:
-    """The graph without its external weights; nothing outside the file is touched."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # protobuf's DecodeError has moved between releases
-        raise ModelError(f"{path} is no ONNX file or is truncated: {error}") from error
-    if not model.graph.node:
-        raise ModelError(f"{path} is no ONNX file or is truncated: it holds no operators")
-    return model
+def _key(loc: tuple[int | str, ...]) -> str:
+    """The key as written in the file; names of alternatives that pydantic adds are left out."""
+    return ".".join(str(part) for part in loc if not re.search(r"[\[(]|^constrained-int$|^int$", str(part))) or "file"
 
 
-def _external_files(model: onnx.ModelProto) -> set[str]:
-    tensors = [t for t in _all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
-    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+def _reason(problem: Any) -> str:
+    match problem["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return "unknown key"
+        case _:
+            return f"{problem['msg'].removeprefix('Value error, ')} (found {_short.repr(problem['input'])})"
 
 
-def _all_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Initializers and constants of the graph and of every subgraph in it."""
-    found, graphs = [], [model.graph, *model.functions]
-    while graphs:
-        graph = graphs.pop()
-        found += list(getattr(graph, "initializer", ()))
-        for attribute in (a for node in graph.node for a in node.attribute):
-            found += [attribute.t] if attribute.HasField("t") else []
-            found += list(attribute.tensors)
-            graphs += [attribute.g] if attribute.HasField("g") else []
-            graphs += list(attribute.graphs)
-    return found
-
-
-def _check_external_data(model: onnx.ModelProto, folder: Path) -> None:
-    root = folder.resolve()
-    for location in sorted(_external_files(model)):
-        path = (root / location).resolve()
-        if Path(location).is_absolute() or not path.is_relative_to(root):
-            raise ModelError(
-                f"{folder / 'model.onnx'} keeps weights in {location!r}, outside its folder; "
-                "weights must lie beside model.onnx"
-            )
-        if not path.is_file():
-            raise ModelError(f"{folder / 'model.onnx'} keeps weights in {location!r}, which is not there")
-
-
-def _check_graph(model: onnx.ModelProto, path: Path) -> None:
-    foreign = {node.domain for node in model.graph.node} - DEFAULT_DOMAINS
-    if foreign:
-        raise ModelError(f"{path} uses operators of {sorted(foreign)}; only standard ONNX operators are supported")
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # checker and shape inference raise unrelated types
-        raise ModelError(f"{path} fails the ONNX checker: {str(error).strip().splitlines()[0]}") from error
-
-
-def _check_tensors(model: onnx.ModelProto, contract: Contract, path: Path) -> None:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
+def _check_tensors(graph: onnx.GraphProto, contract: Contract, path: Path) -> None:
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    if len(inputs) != 1 or len(graph.output) != 1:
         raise ModelError(
-            f"{path} has {len(inputs)} input(s) and {len(model.graph.output)} output(s); expected one of "
+            f"{path} has {len(inputs)} input(s) and {len(graph.output)} output(s); expected one of "
             "each: (n, channel, h, w) and (n, lead, h, w)"
         )
-    _check_tensor(inputs[0], contract.input.frames, "input.frames", path)
-    _check_tensor(model.graph.output[0], len(contract.output.leads), "output.lead_times", path)
+    given = _axes(inputs[0], contract.input.frames, "input.frames", path)
+    returned = _axes(graph.output[0], len(contract.output.leads), "output.lead_times", path)
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(given[2:], returned[2:], strict=True)):
+        raise ModelError(f"{path} turns tiles of {given[2:]} cells into {returned[2:]}; expected the same size")
 
 
-def _check_tensor(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> None:
+def _axes(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> list[int | None]:
+    """The sizes of a tensor's four axes (None = dynamic), the second as the contract says."""
     tensor = value.type.tensor_type
     axes = [axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim]
     kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if kind != "FLOAT" or len(axes) != 4:
         raise ModelError(f"{path}: {value.name} is {kind} with {len(axes)} axes; expected FLOAT with 4")
     if axes[1] not in (None, planes):
-        raise ModelError(f"{path}: {value.name} has {axes[1]} planes, but {key} of model.yaml has {planes}")
+        raise ModelError(f"{path}: {value.name} has {axes[1]} planes, but {key} of model.yaml gives {planes}")
+    return axes
 
 
-def _check_reach(model: onnx.ModelProto, contract: Contract, folder: Path) -> None:
-    samplers = {node.op_type for node in model.graph.node} & DATA_DEPENDENT
-    if samplers and contract.tile.radius is None:
+def _check_reach(graph: onnx.GraphProto, contract: Contract, folder: Path) -> None:
+    movers = data_dependent(graph) if contract.tile.radius is None else set()
+    if movers:
         raise ModelError(
-            f"{folder / 'model.yaml'} declares no tile.radius, and {sorted(samplers)[0]} moves data by its "
+            f"{folder / 'model.yaml'} declares no tile.radius, and {sorted(movers)[0]} moves data by its "
             "values, so it cannot be probed; declare the radius in cells, or `global`"
         )
-
-
-def _digests(model: onnx.ModelProto, folder: Path) -> tuple[str, str]:
-    """sha256 of the graph (names, operators, shapes) and of the weights (initializer contents)."""
-    graph, weights = onnx.ModelProto(), hashlib.sha256()
-    graph.CopyFrom(model)
-    for tensor in graph.graph.initializer:
-        weights.update(tensor.name.encode() + b"\0" + tensor.SerializeToString(deterministic=True))
-        bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        tensor.CopyFrom(bare)
-    for location in sorted(_external_files(model)):
-        with open(folder / location, "rb") as file:
-            weights.update(hashlib.file_digest(file, "sha256").digest())
-    return hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest(), weights.hexdigest()

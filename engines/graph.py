@@ -1,0 +1,172 @@
+"""ONNX graphs on disk: read without trust, checked, told apart by content. Knows nothing of contracts."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import Message
+from onnx import numpy_helper
+
+from engines.base import ModelError
+
+DEFAULT_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+WEIGHT_TYPES = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+)
+
+# Operators that move data, and which of their inputs say where; None = any input.
+MOVERS: dict[str, tuple[int, ...] | None] = {
+    "GridSample": (1,),
+    "RoiAlign": (1, 2),
+    "DeformConv": (2,),
+    "Gather": (1,),
+    "GatherElements": (1,),
+    "GatherND": (1,),
+    "ScatterElements": (1,),
+    "ScatterND": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Pad": (1,),
+    "Resize": (1, 2, 3),
+    "If": (0,),
+    "Loop": None,
+    "Compress": None,
+    "NonZero": None,
+    "NonMaxSuppression": None,
+    "Unique": None,
+}
+
+
+def read_graph(folder: Path) -> onnx.ModelProto:
+    """`model.onnx` of a folder, without its external weights, checked; nothing outside the folder is opened.
+
+    Raises:
+        ModelError: damaged, unsafe, or not standard ONNX; names the file and what is wrong with it.
+    """
+    path = inside(folder, "model.onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError has moved between releases
+        raise ModelError(f"{path} is no ONNX file or is truncated: {first_line(error)}") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} is no ONNX file or is truncated: it holds no operators")
+    for tensor in _tensors(model):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _external_place(tensor, folder)  # before the checker, which opens external files itself
+    foreign = {node.domain for node in _nodes(model)} - DEFAULT_DOMAINS
+    if foreign:
+        raise ModelError(f"{path} uses operators of {sorted(foreign)}; only standard ONNX operators are supported")
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # checker and shape inference raise unrelated types
+        raise ModelError(f"{path} fails the ONNX checker: {first_line(error)}") from error
+    return model
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of a folder.
+
+    Raises:
+        ModelError: it is not there, or it is a path or link that leaves the folder.
+    """
+    try:
+        root, path = folder.resolve(), (folder / name).resolve()
+        is_inside = path.is_relative_to(root) and not Path(name).is_absolute()
+        is_there = is_inside and path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL inside, a loop of links
+        raise ModelError(f"{name!r} is no usable file name in the model package {folder}: {error}") from error
+    if not is_inside:
+        raise ModelError(f"{name!r} leads outside the model package {folder}; all its files must lie inside")
+    if not is_there:
+        raise ModelError(f"the model package {folder} has no file {name!r}")
+    return folder / name
+
+
+def data_dependent(graph: onnx.GraphProto) -> set[str]:
+    """Operators that read or write at places computed from the input's values: no probe can bound their reach."""
+    computed = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+    found = set()
+    for node in graph.node:
+        at = MOVERS.get(node.op_type, ())
+        places = node.input if at is None else [name for i, name in enumerate(node.input) if i in at]
+        inner = {other.op_type for attribute in node.attribute for other in _nodes(attribute)} & set(MOVERS)
+        found |= inner | ({node.op_type} if computed.intersection(places) else set())
+        if node.op_type not in ("Shape", "Size") and (inner or computed.intersection(node.input)):
+            computed.update(node.output)
+    return found
+
+
+def digests(model: onnx.ModelProto, folder: Path) -> tuple[str, str]:
+    """sha256 of the graph and of its weights (floating-point initializers), hex.
+
+    They depend on contents, not on how these are stored: moving weights to an external file changes neither.
+    Constants that are not weights, such as the shape of a Reshape, belong to the graph.
+    """
+    bare, weights = onnx.ModelProto(), hashlib.sha256()
+    bare.CopyFrom(model)
+    for tensor in bare.graph.initializer:
+        if tensor.data_type in WEIGHT_TYPES:
+            weights.update(tensor.name.encode() + b"\0" + _contents(tensor, folder))
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+    for tensor in _tensors(bare):
+        if tensor.external_data:
+            tensor.raw_data = _external_bytes(tensor, folder)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest(), weights.hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """A message and all messages in it; the inside of tensors is left out."""
+    yield message
+    if isinstance(message, onnx.TensorProto):
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _messages(part)
+
+
+def _tensors(message: Message) -> list[onnx.TensorProto]:
+    """Every tensor in a model, wherever it is: initializers, constants, sparse ones, in subgraphs, in functions."""
+    return [part for part in _messages(message) if isinstance(part, onnx.TensorProto)]
+
+
+def _nodes(message: Message) -> list[onnx.NodeProto]:
+    return [part for part in _messages(message) if isinstance(part, onnx.NodeProto)]
+
+
+def _contents(tensor: onnx.TensorProto, folder: Path) -> bytes:
+    """The values of a weight as bytes, wherever and however they are stored."""
+    stored = _external_bytes(tensor, folder) if tensor.external_data else bytes(tensor.raw_data)
+    return stored or numpy_helper.to_array(tensor).tobytes()
+
+
+def _external_bytes(tensor: onnx.TensorProto, folder: Path) -> bytes:
+    path, offset, length = _external_place(tensor, folder)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def _external_place(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
+    """The file, offset and length in bytes of a tensor that is kept in another file of the folder."""
+    where, onnx_path = {entry.key: entry.value for entry in tensor.external_data}, folder / "model.onnx"
+    path = inside(folder, where.get("location", ""))
+    size = path.stat().st_size
+    try:
+        offset = int(where.get("offset", 0))
+        length = int(where.get("length", size - offset))
+    except ValueError as error:
+        raise ModelError(f"weight {tensor.name!r} of {onnx_path} lies at {where}: {error}") from error
+    if not 0 <= offset <= offset + length <= size:
+        raise ModelError(
+            f"weight {tensor.name!r} of {onnx_path} needs bytes {offset} to {offset + length} of {path}, "
+            f"which has {size}; the file is truncated or belongs to another model"
+        )
+    return path, offset, length
