@@ -126,8 +126,8 @@ class Layout:
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """(y, x) pixels of a map."""
-        return int(self.panel[0] * DPI), int(self.panel[1] * DPI)
+        """(y, x) pixels that a map surely has, wherever its edges fall between pixels."""
+        return max(1, int(self.panel[0] * DPI) - 1), max(1, int(self.panel[1] * DPI) - 1)
 
     @property
     def size(self) -> tuple[float, float]:
@@ -226,6 +226,24 @@ def colour_table(field: xr.DataArray) -> ColourTable:
     raise ConfigError(f"no colour table for {field.name} in {units!r}; expected dBZ or one of {', '.join(_PER_HOUR)}")
 
 
+def rain_rate(field: xr.DataArray) -> xr.DataArray:
+    """`field` as rain rate in mm h-1; reflectivity by its attributes `zr_a` and `zr_b`. NaN stays NaN.
+
+    Raises:
+        ConfigError: other units, or reflectivity without `zr_a` and `zr_b`.
+
+    Source: Z = a R**b (Marshall & Palmer, 1948); no echo is no rain.
+    """
+    known = {"standard_name": "lwe_precipitation_rate", "units": "mm h-1"}
+    if colour_table(field) is RAIN_RATE:
+        return (field * np.float32(_PER_HOUR[field.attrs["units"]])).assign_attrs(known)
+    if not {"zr_a", "zr_b"} <= field.attrs.keys():
+        raise ConfigError(f"{field.name} is in dBZ; expected a rain rate, or the attributes zr_a and zr_b to make one")
+    a, b = (np.float32(field.attrs[name]) for name in ("zr_a", "zr_b"))
+    rate = (10 ** (field / 10) / a) ** (1 / b)
+    return rate.where(field != field.attrs.get("no_echo_value", -np.inf), 0).assign_attrs(known)
+
+
 def choose_leads(count: int, wanted: int) -> list[int]:
     """Positions of at most `wanted` of `count` lead times, spread evenly up to the last.
 
@@ -254,7 +272,7 @@ def thin(field: Field, most: tuple[int, int]) -> Field:
     """(y, x) the greatest of every box of cells, so that no axis is longer than `most`; NaN where all are.
 
     >>> thin(np.array([[1, 2, 0], [0, np.nan, 7]], np.float32), (1, 2)).tolist()
-    [[2.0, 7.0]]
+    [[1.0, 7.0]]
     """
     for axis, (cells, limit) in enumerate(zip(field.shape, most, strict=True)):
         if cells > limit:
@@ -322,34 +340,20 @@ def _age(span: np.timedelta64) -> str:
     return f"{sign}{hours} h" + (f" {rest} min" if rest else "")
 
 
-def _in_units(field: xr.DataArray, table: ColourTable) -> Field:
-    """(y, x) values in the units of the colour table; NaN stays NaN.
-
-    Raises:
-        ConfigError: reflectivity without `zr_a` and `zr_b`, or rain rate where reflectivity is drawn.
-    """
-    values = field.values
-    given = colour_table(field)
-    if given is REFLECTIVITY and table is RAIN_RATE:
-        return _rain_rate(values, field)
-    if given is not table:
+def _in_units(field: xr.DataArray, table: ColourTable) -> xr.DataArray:
+    """`field` in the units of the colour table."""
+    if table is RAIN_RATE:
+        return rain_rate(field)
+    if colour_table(field) is not table:
         units = field.attrs["units"]
         raise ConfigError(f"{field.name} is in {units}, the forecast in {table.units}; expected the same")
-    return values * np.float32(_PER_HOUR[field.attrs["units"]]) if table is RAIN_RATE else values
+    return field
 
 
 def _thinned(field: xr.DataArray, most: tuple[int, int]) -> xr.DataArray:
     """`field` in float32 with at most so many cells; taken before units change, which never turns the order."""
     values = thin(field.values, most).astype(np.float32, copy=False)
     return xr.DataArray(values, dims=("y", "x"), name=field.name, attrs=field.attrs)
-
-
-def _rain_rate(dbz: Field, field: xr.DataArray) -> Field:
-    """Rain rate of reflectivity, mm h-1, by Z = a R**b (Marshall & Palmer, 1948)."""
-    if not {"zr_a", "zr_b"} <= field.attrs.keys():
-        raise ConfigError(f"{field.name} is in dBZ, the forecast is a rain rate; expected the attributes zr_a and zr_b")
-    rate = (10 ** (dbz / 10) / np.float32(field.attrs["zr_a"])) ** (1 / np.float32(field.attrs["zr_b"]))
-    return np.where(dbz == np.float32(field.attrs.get("no_echo_value", -np.inf)), np.float32(0), rate)
 
 
 @dataclass(frozen=True)
@@ -442,9 +446,14 @@ def _dress(ax: Any, layout: Layout, panel: Panel, axes: _Axes) -> None:
 
 def _ticks(low: float, high: float, inches: float, margin: float) -> list[float]:
     """Round values between the edges of a map, none so near to one that its label meets the next map's."""
-    found = MaxNLocator(min(4, max(2, round(inches / 0.55))), steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     inset = (high - low) * margin / inches
-    return [float(v) for v in found if low + inset <= v <= high - inset]
+    found: list[float] = []
+    for bins in range(min(4, max(2, round(inches / 0.55))), 6):
+        values = MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        found = [float(v) for v in values if low + inset <= v <= high - inset]
+        if len(found) > 1:
+            break
+    return found
 
 
 def _km(value: float, _: int) -> str:
