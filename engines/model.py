@@ -29,7 +29,7 @@ from engines.graph import data_dependent, digests, inside, read_graph
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
 _short = reprlib.Repr()  # a few lines of YAML can stand for gigabytes of text
-_short.maxstring = _short.maxother = 80
+_short.maxlevel, _short.maxstring = 2, 80
 
 
 def _parse_duration(text: Any) -> Any:
@@ -38,6 +38,8 @@ def _parse_duration(text: Any) -> Any:
     found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
     if found is None:
         raise ValueError("is no duration; write a number with s, min, h or d, such as 5min")
+    if not float(found[1]):
+        raise ValueError("must be longer than 0min")
     return timedelta(seconds=float(found[1]) * _UNITS[found[2]])
 
 
@@ -46,9 +48,7 @@ def _write_duration(value: timedelta) -> str:
     return f"{value.total_seconds():g}s" if rest else f"{minutes}min"
 
 
-Duration = Annotated[
-    timedelta, BeforeValidator(_parse_duration), PlainSerializer(_write_duration), Field(gt=timedelta(0))
-]
+Duration = Annotated[timedelta, BeforeValidator(_parse_duration), PlainSerializer(_write_duration)]
 
 
 class Part(BaseModel):
