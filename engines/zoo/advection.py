@@ -19,9 +19,11 @@ from engines.zoo.graph import Graph
 FINEST_KM = 2.0  # scale of the finest motion estimate; the pyramid doubles it
 LEVELS = 4
 MOTION_LEVEL = 2  # trajectories run on the motion averaged to this level: 8 km
-WINDOW_SCALES = 6  # half-width of the least-squares window, in scales of its level
+WINDOW_SCALES = 5  # half-width of the least-squares window, in scales of its level
 WET_MM_H = 0.1  # weaker echo is clear air and clutter: no motion is taken from it
 STIFFNESS = 1e-3  # weight of the coarser motion in the least squares, per km2 of (fourth root of mm h-1)2 min2
+FILL_BEYOND_KM = 48.0  # the coarsest window itself carries motion this far from an echo
+TINY_CONFIDENCE = 1e-5  # below it there is nothing to fill from, and motion is rest
 SIDE = 1 / 8  # blur of the sampled field, per side: what bilinear sampling does on average, to the nearest eighth
 MISSING = -1.0
 MISSING_BELOW = -0.5
@@ -83,6 +85,13 @@ class AdvectionSpec:
         """Cells that reach a result, at most, along the worse axis."""
         return max(self._radius(axis) for axis in (0, 1))
 
+    @property
+    def fill(self) -> tuple[int, int]:
+        """Half-width of the filling kernel in coarsest cells, (x, y)."""
+        width_km = max(0.0, self.max_speed_km_h / 60 * self.lead_minutes[-1] - FILL_BEYOND_KM)
+        x, y = (math.ceil(width_km / size) for size in self.levels[-1].spacing_km)
+        return x, y
+
     def reach(self, axis: int, minutes: float) -> int:
         """Cells of the grid that rain crosses at most; axis 0 is x."""
         return math.ceil(self.max_speed_km_h / 60 * minutes / self.spacing_km[1 - axis])
@@ -100,6 +109,7 @@ class AdvectionSpec:
             fields = warp + 3 * level.cells  # average, blur or erosion, slope
             motion = level.window[axis] * level.cells + max(fields, motion + level.cells)
         motion_cells = self.levels[MOTION_LEVEL].cells
+        motion += self.fill[axis] * self.stride
         return motion + 3 * motion_cells + self.reach(axis, self.lead_minutes[-1])
 
 
@@ -269,24 +279,53 @@ def _slope(graph: Graph, level: Level, fields: list[str]) -> str:
 def _solve(
     graph: Graph, spec: AdvectionSpec, level: Level, slope: str, weight: str, pull: str, velocity: str | None
 ) -> str:
-    """Least squares over the window of `level`, held to `velocity` (or rest) by the stiffness."""
+    """Least squares over the window of `level`, held to `velocity` by the stiffness; at the coarsest level to rest,
+    then again to what the surroundings say."""
     x, y = graph.channels(slope, 0, 1), graph.channels(slope, 1, 2)
     weighted = graph.mul(slope, weight)
     terms = [graph.mul(weighted, x), graph.mul(graph.channels(weighted, 1, 2), y), graph.mul(slope, pull)]
-    window = [_bell(half) for half in level.window]
-    sums = _separable(graph, graph.concat(terms), 5, window[0], window[1])
+    sums = _separable(graph, graph.concat(terms), 5, *(_bell(half) for half in level.window))
     xx, xy, yy = (graph.channels(sums, k, k + 1) for k in range(3))
-    right = graph.channels(sums, 3, 5)
+    system = System(graph, spec, xx, xy, yy, graph.channels(sums, 3, 5))
     if velocity is not None:
-        right = graph.add(right, graph.scale(velocity, STIFFNESS))
-    xx, yy = (graph.add(value, graph.floats(STIFFNESS)) for value in (xx, yy))
-    px, py = graph.channels(right, 0, 1), graph.channels(right, 1, 2)
-    determinant = graph.sub(graph.mul(xx, yy), graph.mul(xy, xy))
-    along_x = graph.sub(graph.mul(yy, px), graph.mul(xy, py))
-    along_y = graph.sub(graph.mul(xx, py), graph.mul(xy, px))
-    solved = graph.div(graph.concat([along_x, along_y]), determinant)
-    limit = spec.max_speed_km_h / 60
-    return graph.op("Clip", solved, graph.floats(-limit), graph.floats(limit))
+        return system.solve(velocity)
+    return system.solve(_fill(graph, spec, system.solve(None), system.confidence()))
+
+
+class System:
+    """The 2 x 2 systems of all cells: sums of slope products and the right-hand side `pull` (n, 2, h, w)."""
+
+    def __init__(self, graph: Graph, spec: AdvectionSpec, xx: str, xy: str, yy: str, pull: str) -> None:
+        self.graph, self.limit, self.pull, self.xy = graph, spec.max_speed_km_h / 60, pull, xy
+        self.bare = self._determinant(xx, yy)
+        self.xx, self.yy = (graph.add(value, graph.floats(STIFFNESS)) for value in (xx, yy))
+        self.stiff = self._determinant(self.xx, self.yy)
+
+    def solve(self, prior: str | None) -> str:
+        """Velocity (n, 2, h, w), km min-1, held to `prior`, or to rest; limited in speed."""
+        graph, right = self.graph, self.pull
+        if prior is not None:
+            right = graph.add(right, graph.scale(prior, STIFFNESS))
+        px, py = graph.channels(right, 0, 1), graph.channels(right, 1, 2)
+        along_x = graph.sub(graph.mul(self.yy, px), graph.mul(self.xy, py))
+        along_y = graph.sub(graph.mul(self.xx, py), graph.mul(self.xy, px))
+        solved = graph.div(graph.concat([along_x, along_y]), self.stiff)
+        return graph.op("Clip", solved, graph.floats(-self.limit), graph.floats(self.limit))
+
+    def confidence(self) -> str:
+        """How far the echoes alone decide the motion, 0 to 1: both directions must be seen."""
+        return self.graph.op("Relu", self.graph.div(self.bare, self.stiff))
+
+    def _determinant(self, xx: str, yy: str) -> str:
+        return self.graph.sub(self.graph.mul(xx, yy), self.graph.mul(self.xy, self.xy))
+
+
+def _fill(graph: Graph, spec: AdvectionSpec, velocity: str, confidence: str) -> str:
+    """Normalized convolution of the coarsest motion, as wide as rain can travel into empty surroundings."""
+    certain = graph.concat([graph.mul(velocity, confidence), confidence])
+    spread = _separable(graph, certain, 3, *(_bell(half) for half in spec.fill))
+    amount = graph.add(graph.channels(spread, 2, 3), graph.floats(TINY_CONFIDENCE))
+    return graph.div(graph.channels(spread, 0, 2), amount)
 
 
 def _bell(half: int) -> np.ndarray:
