@@ -30,8 +30,12 @@ def write_file(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes, temporary: Path) -> None:
     """Puts a whole file in place of another in one step; readers see the old one or the new one."""
-    write_file(temporary, data)
-    os.replace(temporary, path)
+    try:
+        write_file(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def make_folders(path: Path, top: Path) -> None:

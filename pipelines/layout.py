@@ -11,9 +11,7 @@ from pipelines.grid import Window
 from pipelines.product import OutputSpec
 
 FILL_VALUES = {"int16": -32768, "uint16": 65535, "uint8": 255}
-SHARD_EDGE = 1024  # cells; docs/decisions/002-one-shard-encoder.md
-SHARD_MULTIPLE = 128
-CHUNK_EDGE = 256
+SHARD_EDGE, SHARD_MULTIPLE, CHUNK_EDGE = 1024, 128, 512  # cells; docs/decisions/002-shards-written-directly.md
 _AXES = ("lead", "y", "x")
 
 
@@ -107,8 +105,6 @@ def choose_layout(grid_shape: tuple[int, int], n_leads: int, output: OutputSpec)
     if n_leads < 1 or min(grid_shape) < 1:
         raise ConfigError(f"a forecast of {n_leads} lead times on a grid of {grid_shape} cells holds nothing")
     multiples = (SHARD_MULTIPLE, SHARD_MULTIPLE) if output.chunks == "auto" else output.chunks
-    if min(multiples) < 1 or (output.shards != "auto" and min(output.shards) < 1):
-        raise ConfigError(f"output.shards {output.shards} and output.chunks {output.chunks} must be 1 or more")
     if output.shards == "auto":
         height, width = (shard_edge(n, m) for n, m in zip(grid_shape, multiples, strict=True))
     else:
@@ -138,10 +134,10 @@ def shard_edge(size: int, multiple: int = SHARD_MULTIPLE) -> int:
 
 
 def chunk_edge(shard: int) -> int:
-    """The divisor of a shard edge nearest to 256 by ratio.
+    """The divisor of a shard edge nearest to 512 by ratio.
 
     >>> [chunk_edge(n) for n in (896, 1024, 640, 768, 128)]
-    [224, 256, 320, 256, 128]
+    [448, 512, 640, 384, 128]
     """
     return min(_divisors(shard), key=lambda edge: abs(np.log(edge / CHUNK_EDGE)))
 

@@ -5,7 +5,6 @@ length (uint64) of every chunk, all ones for a chunk of nothing but fill, then t
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import google_crc32c
@@ -34,27 +33,19 @@ def shard_codecs(layout: Layout) -> list[dict[str, Any]]:
     return [{"name": "sharding_indexed", "configuration": configuration}]
 
 
-def encode_shard(codes: NDArray[Any], layout: Layout, threads: int = 1) -> bytes:
+def encode_shard(codes: NDArray[Any], layout: Layout) -> bytes:
     """The stored object of one shard.
 
     Args:
         codes: (lead, y, x) packed codes; smaller than the shard at the far edges of the grid, where the
             rest is filled. Chunks of nothing but fill take no room.
-        threads: chunks compressed at a time; the interpreter lock is free meanwhile.
     """
     chunks = _chunks(np.asarray(codes, dtype=np.dtype(layout.dtype).newbyteorder("<")), layout)
-    if threads == 1:
-        return _assemble([_encode_chunk(chunk, layout.fill_value) for chunk in chunks])
-    with ThreadPoolExecutor(threads) as pool:
-        return _assemble(list(pool.map(lambda chunk: _encode_chunk(chunk, layout.fill_value), chunks)))
+    return _assemble([_encode_chunk(chunk, layout.fill_value) for chunk in chunks])
 
 
-def shard_fault(data: bytes, layout: Layout, deep: bool = True) -> str | None:
-    """What is wrong with a stored shard, or None if it is whole.
-
-    Args:
-        deep: also compute the crc32c of every chunk, not only of the index.
-    """
+def shard_fault(data: bytes, layout: Layout) -> str | None:
+    """What is wrong with a stored shard, or None if its index and all its chunks match their crc32c."""
     count = int(np.prod(layout.chunks_per_shard))
     index_bytes = 16 * count
     if len(data) < index_bytes + _CRC_BYTES:
@@ -68,7 +59,7 @@ def shard_fault(data: bytes, layout: Layout, deep: bool = True) -> str | None:
             continue
         if offset + length > end or length < _CRC_BYTES:
             return f"chunk {number} at {offset}+{length} lies outside its {end} bytes"
-        if deep and not _crc_matches(data[offset : offset + length]):
+        if not _crc_matches(data[offset : offset + length]):
             return f"the crc32c of chunk {number} does not match"
     return None
 

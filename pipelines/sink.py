@@ -103,13 +103,12 @@ def open_draft(
     return draft
 
 
-def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int = 1) -> int:
+def write_block(draft: Draft, window: Window, codes: NDArray[Any]) -> int:
     """Writes the shards of one block and returns their bytes; safe to repeat, also at the same time.
 
     Args:
         window: the cells of the block: whole shards, or up to the end of the grid.
         codes: (lead, y, x) packed codes; missing cells hold the fill value. Not changed.
-        threads: chunks compressed at a time.
 
     Raises:
         OutputError: the block cuts a shard, `codes` do not fit it, or the disk refuses.
@@ -125,22 +124,19 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int 
     written = 0
     for row, column in shards:
         part = codes[:, *layout.shard_window(row, column).within(window).slices]
-        data = encode_shard(part, layout, threads)
+        data = encode_shard(part, layout)
         with output_errors(Path(draft.staging)):
             replace_file(draft.store / layout.shard_key(row, column), data, _part(draft))
         written += len(data)
     return written
 
 
-def publish(
-    draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False, deep: bool = True
-) -> PublishedCycle:
+def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False) -> PublishedCycle:
     """Makes the draft visible in one step and moves `latest` to it if it is the newest.
 
     Args:
         outcome: what is known only at the end, such as the missing share; kept as `squall_...` attributes.
         replace: publish as the next revision if the cycle stands already.
-        deep: verify the crc32c of every chunk, not only of the shards' indexes.
 
     Raises:
         IncompleteError: shards are missing or damaged (names them); nothing was published.
@@ -148,7 +144,7 @@ def publish(
         OutputError: the disk refuses. After any error the draft remains until `abort`.
     """
     with output_errors(Path(draft.staging)):
-        _refuse_incomplete(draft, deep)
+        _refuse_incomplete(draft)
         _record_outcome(draft, outcome or {})
         sync_folders(draft.store)
         cycle = _claim(draft, replace)
@@ -222,11 +218,11 @@ def _refuse_published(cycle: PublishedCycle | None, difference: str = "") -> Non
         raise AlreadyPublishedError(f"cycle {cycle.path} is published already{difference}; nothing was changed")
 
 
-def _refuse_incomplete(draft: Draft, deep: bool) -> None:
+def _refuse_incomplete(draft: Draft) -> None:
     layout = draft.layout
     faults = []
     for row, column in layout.shards:
-        fault = _fault(draft.store / layout.shard_key(row, column), layout, deep)
+        fault = _fault(draft.store / layout.shard_key(row, column), layout)
         if fault is not None:
             faults.append(f"  {layout.shard_key(row, column)} ({layout.shard_window(row, column)}): {fault}")
     if faults:
@@ -236,9 +232,9 @@ def _refuse_incomplete(draft: Draft, deep: bool) -> None:
         raise IncompleteError(f"{where} are missing or damaged; nothing was published:\n{text}")
 
 
-def _fault(path: Path, layout: Layout, deep: bool) -> str | None:
+def _fault(path: Path, layout: Layout) -> str | None:
     try:
-        return shard_fault(path.read_bytes(), layout, deep)
+        return shard_fault(path.read_bytes(), layout)
     except FileNotFoundError:
         return "missing"
 
