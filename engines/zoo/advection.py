@@ -114,8 +114,9 @@ class AdvectionSpec:
 
 
 def write_graph(spec: AdvectionSpec) -> onnx.ModelProto:
-    """The graph: `frames` (n, frame, h, w) to `rain_rate` (n, lead, h, w), mm h-1, missing -1; h, w multiples of stride.
+    """The graph: `frames` (n, frame, h, w) to `rain_rate` (n, lead, h, w), mm h-1, missing -1.
 
+    h and w are multiples of the stride.
     A cell whose forecast would come from outside the newest field, or from a missing cell of it, is missing.
 
     Source: Lucas and Kanade (1981); Knutsson and Westin (1993) for filling by normalized convolution;
@@ -225,10 +226,8 @@ def _blur(graph: Graph, value: str, channels: int) -> str:
     return _separable(graph, value, channels, kernel, kernel)
 
 
-def _refine(
-    graph: Graph, spec: AdvectionSpec, level: Level, fields: str, observed: str, velocity: str | None
-) -> str:
-    """Velocity (n, 2, h, w), km min-1, after one least-squares step at a level, from the coarser one if there is any."""
+def _refine(graph: Graph, spec: AdvectionSpec, level: Level, fields: str, observed: str, velocity: str | None) -> str:
+    """Velocity (n, 2, h, w), km min-1, after one least-squares step at a level; from the coarser one, if any."""
     newest = len(spec.history_minutes) - 1
     now, seen = graph.channels(fields, newest, newest + 1), graph.channels(observed, newest, newest + 1)
     lattice = _lattice(graph, now)
@@ -330,8 +329,8 @@ def _fill(graph: Graph, spec: AdvectionSpec, velocity: str, confidence: str) -> 
 
 def _bell(half: int) -> np.ndarray:
     """A smooth kernel of finite support, sum 1."""
-    kernel = (1 - (np.arange(-half, half + 1) / (half + 1)) ** 2) ** 2
-    return kernel / kernel.sum()
+    kernel = np.square(1 - np.square(np.arange(-half, half + 1) / (half + 1)))
+    return np.asarray(kernel / kernel.sum())
 
 
 def _advect(graph: Graph, spec: AdvectionSpec, velocity: str) -> list[str]:
