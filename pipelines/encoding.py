@@ -1,0 +1,154 @@
+"""What stored codes mean: CF packing, missing values and the radar attributes of a variable. Knows no store."""
+
+import base64
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import InputError
+
+_MISSING_ATTRIBUTES = ("_FillValue", "missing_value")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How codes as read mean physical values: value = code * scale_factor + add_offset.
+
+    Attributes:
+        dtype: of the codes, native byte order. Integers stored without any missing value are read in the next
+            wider type, so that cells outside the grid have a code of their own.
+        missing: codes that mean missing; NaN and infinite floats always do.
+        fill: the code of cells that are not there: the first missing code, or NaN.
+        units: of the physical values, as the store writes them; "" if it says nothing.
+        no_echo_value: physical value of a cell that was measured and had no echo.
+        zr: (a, b) of the Z-R relation Z = a R^b.
+    """
+
+    dtype: str
+    fill: float
+    missing: tuple[float, ...] = ()
+    scale_factor: float = 1.0
+    add_offset: float = 0.0
+    units: str = ""
+    standard_name: str | None = None
+    no_echo_value: float | None = None
+    zr: tuple[float, float] | None = None
+
+    @property
+    def is_float(self) -> bool:
+        return np.dtype(self.dtype).kind == "f"
+
+
+def read_encoding(dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fill: Any, where: str) -> Encoding:
+    """The encoding that CF attributes describe.
+
+    Args:
+        chunk_fill: the array's own fill value if it means missing (Zarr v2), else None.
+
+    Raises:
+        InputError: an attribute is no number, or does not fit the type (names it and what was found).
+    """
+    if dtype.kind not in "iuf":
+        raise InputError(f"{where} holds {dtype}; expected integers or floats")
+    if attributes.get("_Unsigned") is not None:
+        raise InputError(f"{where} has the attribute _Unsigned, which is not supported; store unsigned integers")
+    missing = _missing_codes(dtype, attributes, chunk_fill, where)
+    read_as, fill = _read_as(dtype, missing)
+    return Encoding(
+        dtype=read_as.name,
+        fill=fill,
+        missing=missing or ((fill,) if dtype.kind != "f" else ()),
+        scale_factor=_number(attributes, "scale_factor", where) or 1.0,
+        add_offset=_number(attributes, "add_offset", where) or 0.0,
+        units=str(attributes.get("units", "")),
+        standard_name=attributes.get("standard_name"),
+        no_echo_value=_number(attributes, "no_echo_value", where),
+        zr=_zr(attributes, where),
+    )
+
+
+def is_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.bool_]:
+    """True where codes as stored mean missing; the shape of `raw`."""
+    missing = ~np.isfinite(raw) if encoding.is_float else np.zeros(raw.shape, np.bool_)
+    for code in encoding.missing:
+        missing |= raw == raw.dtype.type(code)
+    return missing
+
+
+def count_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.int64]:
+    """Missing cells of each frame, (frame,).
+
+    Args:
+        raw: (frame, y, x) codes as stored; cells outside the grid count as missing, so leave them out.
+    """
+    return np.array([np.count_nonzero(is_missing(frame, encoding)) for frame in raw], np.int64)
+
+
+def unpack(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.float64]:
+    """Physical values of codes as stored, in the store's units; missing becomes NaN."""
+    values = raw * np.float64(encoding.scale_factor) + np.float64(encoding.add_offset)
+    values[is_missing(raw, encoding)] = np.nan
+    return values
+
+
+def _missing_codes(
+    dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fill: Any, where: str
+) -> tuple[float, ...]:
+    named = {name: value for name in _MISSING_ATTRIBUTES if (value := _number(attributes, name, where)) is not None}
+    if chunk_fill is not None and "_FillValue" not in named:
+        named = {"fill_value": float(chunk_fill), **named}
+    codes = {_as_code(value, dtype, name, where): None for name, value in named.items() if value == value}
+    return tuple(codes)
+
+
+def _as_code(value: float, dtype: np.dtype[Any], name: str, where: str) -> float:
+    """The value as `dtype` holds it: -9999.9 as a float32 is another number than as a float64."""
+    if dtype.kind == "f":
+        return float(dtype.type(value))
+    limits = np.iinfo(dtype)
+    if value != int(value) or not limits.min <= value <= limits.max:
+        raise InputError(f"{where} has {name} {value:g}, which no {dtype} can hold")
+    return int(value)
+
+
+def _read_as(dtype: np.dtype[Any], missing: tuple[float, ...]) -> tuple[np.dtype[Any], float]:
+    """The type to read codes in, and the code of cells that are not there."""
+    if dtype.kind == "f":
+        return dtype.newbyteorder("="), missing[0] if missing else float("nan")
+    if missing:
+        return dtype.newbyteorder("="), missing[0]
+    wider = np.dtype(f"i{min(2 * dtype.itemsize, 8)}")
+    return wider, int(np.iinfo(wider).min)
+
+
+def _number(attributes: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = attributes.get(name)
+    if value is None:
+        return None
+    try:
+        return _parse_number(value)
+    except (ValueError, TypeError, struct.error) as error:
+        raise InputError(f"{where} has {name} {value!r}; expected one number") from error
+
+
+def _parse_number(value: Any) -> float:
+    """Numbers, lists of one number, "NaN", and the base64 of eight bytes that xarray writes into Zarr v3."""
+    if not isinstance(value, str):
+        return float(np.asarray(value, np.float64).reshape(1)[0])
+    try:
+        return float(value)
+    except ValueError:
+        return float(struct.unpack("<d", base64.b64decode(value, validate=True))[0])
+
+
+def _zr(attributes: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    a, b = _number(attributes, "zr_a", where), _number(attributes, "zr_b", where)
+    if a is None or b is None:
+        return None
+    if a <= 0 or b <= 0:
+        raise InputError(f"{where} has zr_a {a:g} and zr_b {b:g}; both must be above 0")
+    return a, b

@@ -1,0 +1,347 @@
+"""A store of frames: opened, asked which frames a cycle needs, and read window by window as codes.
+
+Zarr v2 and v3 through zarr-python, never through a decoder of values: codes stay as they are stored.
+A reader of an append-only store sees what its consolidated metadata shows, where there is such metadata.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product as pairs
+from math import ceil
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
+
+from pipelines.encoding import Encoding, count_missing, is_missing, read_encoding, unpack
+from pipelines.errors import CorruptInputError, InputError, NotYetError, PipelineError
+from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, text_of
+from pipelines.grid import Grid, Window
+from pipelines.product import InputSpec, Product
+
+__all__ = [
+    "Cycle",
+    "Encoding",
+    "Source",
+    "check_missing",
+    "check_times",
+    "count_missing",
+    "cut",
+    "find_inputs",
+    "is_missing",
+    "open_source",
+]
+
+Raw = NDArray[np.generic]
+
+_OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+_AXES = {
+    "time": ("time", "valid_time"),
+    "y": ("y", "projection_y_coordinate", "latitude", "lat", "grid_latitude", "rlat"),
+    "x": ("x", "projection_x_coordinate", "longitude", "lon", "grid_longitude", "rlon"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One variable of a store of frames, dims (time, y, x), as it stood when it was opened.
+
+    A plain value: it pickles to a few kilobytes and the coordinates, and every process opens the store for itself.
+
+    Attributes:
+        times: (time,) datetime64[ns], UTC, as stored (not yet checked).
+        chunks: (time, y, x) cells of the smallest piece that can be read alone.
+        metadata: of the Zarr array.
+    """
+
+    store: str
+    variable: str
+    grid: Grid
+    times: Times
+    encoding: Encoding
+    chunks: tuple[int, int, int]
+    metadata: Any
+
+    @property
+    def where(self) -> str:
+        """The variable and its store, for messages."""
+        return f"{self.variable!r} in {self.store}"
+
+    @property
+    def is_one_chunk_per_frame(self) -> bool:
+        """True if reading any window decodes the whole frame, so that a node had better read it once."""
+        return all(chunk >= size for chunk, size in zip(self.chunks[1:], self.grid.shape, strict=True))
+
+    def refresh(self) -> "Source":
+        """The source as its store stands now; of a time axis that grew only the new end is read.
+
+        Raises:
+            InputError: as `open_source`.
+        """
+        return _load(self.store, self.variable, self)
+
+    def read(self, cycle: Cycle, window: Window) -> Raw:
+        """Codes of the cycle's frames in a window, (frame, y, x), in the encoding's dtype.
+
+        The window may reach beyond the grid. Cells outside it and frames that are not there hold
+        `encoding.fill`. Memory: about twice the window, and for each frame the chunk that is being decoded.
+
+        Raises:
+            CorruptInputError: stored bytes are damaged or cannot be read (names frame and window), or the store
+                has vanished. A changed byte is noticed by a checksum (crc32c, zstd or blosc with one) or when
+                the codec stumbles over it; without a checksum it may decode to wrong values unnoticed.
+        """
+        shape = len(cycle.frame_indices), *window.shape
+        raw = np.full(shape, self.encoding.fill, self.encoding.dtype)
+        inside = window.clip(self.grid.window)
+        frames = [position for position, index in enumerate(cycle.frame_indices) if index is not None]
+        if not inside.cells or not frames:
+            return raw
+        target = raw[:, *inside.within(window).slices]
+        with ThreadPoolExecutor(len(frames)) as pool:
+            list(pool.map(lambda position: self._read_frame(cycle, position, inside, target[position]), frames))
+        self.check_still_there()
+        return raw
+
+    def read_frames(self, cycle: Cycle) -> Raw:
+        """Codes of the cycle's whole frames, (frame, y, x): once a node, for `cut` to serve windows from."""
+        return self.read(cycle, self.grid.window)
+
+    def check_still_there(self) -> None:
+        """Raises CorruptInputError if the store has vanished: its chunks would then read as missing cells."""
+        with _reading(f"{self.where}, which was there a moment ago,", CorruptInputError):
+            zarr.open_array(_connect(self.store), path=self.variable, mode="r", zarr_format=self.metadata.zarr_format)
+
+    def is_stored(self, index: int) -> bool:
+        """True if anything of a frame is stored; a frame never written would read as all fill value."""
+        keys = [f"{self.variable}/{key}" for key in self._chunk_keys(index)]
+        with _reading(f"frame {text_of(self.times[index])} of {self.where}"):
+            return bool(sync(_any_exists(_connect(self.store), keys)))
+
+    def _read_frame(self, cycle: Cycle, position: int, window: Window, target: Raw) -> None:
+        frame = f"frame {text_of(cycle.frame_times[position])} of {self.where}, window {window},"
+        with _reading(frame, CorruptInputError):
+            target[...] = self._array()[cycle.frame_indices[position], *window.slices]
+
+    def _chunk_keys(self, index: int) -> Iterator[str]:
+        array = self._array()
+        time, *sizes = array.shards or array.chunks
+        counts = (range(ceil(n / size)) for n, size in zip(self.grid.shape, sizes, strict=True))
+        return (self.metadata.encode_chunk_key((index // time, row, column)) for row, column in pairs(*counts))
+
+    def _array(self) -> Any:
+        return zarr.Array(zarr.AsyncArray(self.metadata, StorePath(_connect(self.store), self.variable)))
+
+
+def open_source(spec: InputSpec) -> Source:
+    """The variable that a product reads, its grid, times and encoding; no frame is read.
+
+    `spec.store` is a local path or a URL: s3://, gs://, az://, http(s):// (obstore, credentials from the
+    environment), or anything that fsspec knows.
+
+    Raises:
+        InputError: no such store or variable (lists those there are), wrong dims, an attribute that is no number.
+        CorruptInputError: the store is there but cannot be read.
+    """
+    return _load(spec.store, spec.variable)
+
+
+def find_inputs(source: Source, product: Product, reference_time: np.datetime64 | None = None) -> Cycle:
+    """The frames that a cycle needs, found by their times and known to be stored.
+
+    Args:
+        reference_time: UTC; None = the newest time of the store. It is kept as given, the frames may lie within
+            the tolerance of it.
+
+    Raises:
+        NotYetError: a frame has not arrived, or its time is there but nothing of it is stored yet.
+        InputError: the time axis or its step does not fit, or a frame is missing.
+    """
+    cycle = choose_frames(source.times, product.name, product.input, reference_time, source.where)
+    stored = [index is not None and source.is_stored(index) for index in cycle.frame_indices]
+    for time, index, is_there in zip(cycle.frame_times, cycle.frame_indices, stored, strict=True):
+        newest = time == cycle.frame_times[-1]
+        if index is not None and not is_there and (newest or product.input.missing_frame == "refuse"):
+            raise NotYetError(
+                f"frame {text_of(time)} of {source.where} is on the time axis, but nothing of it is stored"
+            )
+    indices = (index if is_there else None for index, is_there in zip(cycle.frame_indices, stored, strict=True))
+    return replace(cycle, frame_indices=tuple(indices))
+
+
+def cut(frames: Raw, window: Window, fill: float) -> Raw:
+    """Codes of a window of whole frames, (frame, y, x); cells outside the grid hold `fill`.
+
+    A window inside the grid is a view of `frames`, not a copy.
+    """
+    grid = Window(0, frames.shape[-2], 0, frames.shape[-1])
+    if grid.contains(window):
+        return frames[:, *window.slices]
+    raw = np.full((len(frames), *window.shape), fill, frames.dtype)
+    inside = window.clip(grid)
+    raw[:, *inside.within(window).slices] = frames[:, *inside.slices]
+    return raw
+
+
+@lru_cache(maxsize=16)
+def _connect(url: str) -> Any:
+    """The Zarr store at a path or URL; nothing is read. Connections are kept for the life of the process."""
+    scheme, _, path = url.rpartition("://")
+    if not scheme or scheme == "file":
+        return LocalStore(path, read_only=True)
+    if scheme in ("http", "https"):
+        from obstore.store import HTTPStore
+
+        return ObjectStore(HTTPStore.from_url(url, client_options={"allow_http": scheme == "http"}), read_only=True)
+    if scheme in _OBJECT_STORES:
+        from obstore.store import from_url
+
+        return ObjectStore(from_url(url), read_only=True)
+    return FsspecStore.from_url(url, read_only=True)
+
+
+@contextmanager
+def _reading(what: str, absent: type[InputError] = InputError) -> Iterator[None]:
+    """Turns whatever store and codecs raise inside into an InputError that names what was being read."""
+    try:
+        yield
+    except (PipelineError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise absent(f"{what} is not there") from error
+    except Exception as error:  # every codec and every store has its own errors
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise CorruptInputError(f"{what} cannot be read: {type(error).__name__}: {reason[0]}") from error
+
+
+async def _any_exists(store: Any, keys: list[str]) -> bool:
+    for start in range(0, len(keys), 16):
+        if any(await asyncio.gather(*(store.exists(key) for key in keys[start : start + 16]))):
+            return True
+    return False
+
+
+def _load(store: str, variable: str, known: Source | None = None) -> Source:
+    """The source; grid and times are taken from what is known where the store still has them."""
+    with _reading(f"Zarr store {store}"):
+        group = zarr.open_group(_connect(store), mode="r")
+        array = _find(group, variable, store)
+    where = f"{variable!r} in {store}"
+    names = _dims(array, group, where)
+    with _reading(f"the coordinates of {where}"):
+        if known is not None and array.shape[1:] == known.grid.shape:
+            grid = known.grid
+        else:
+            grid = _read_grid(group, array, names, where)
+        times = _read_times(group[names[0]], where, known.times if known else None)
+    if array.shape[0] != len(times):
+        raise InputError(f"{where} has {array.shape[0]} frames but {len(times)} times")
+    chunk_fill = array.fill_value if array.metadata.zarr_format == 2 else None
+    encoding = read_encoding(array.dtype, dict(array.attrs), chunk_fill, where)
+    return Source(store, variable, grid, times, encoding, array.chunks, array.metadata)
+
+
+def _find(group: Any, variable: str, store: str) -> Any:
+    found = group.get(variable)
+    if isinstance(found, zarr.Array):
+        return found
+    try:
+        there = ", ".join(sorted(group.array_keys())) or "no array"
+    except Exception:  # a plain web server cannot list
+        there = "arrays that this store cannot list"
+    raise InputError(f"Zarr store {store} has no variable {variable!r}; it has {there}")
+
+
+def _dims(array: Any, group: Any, where: str) -> tuple[str, str, str]:
+    """Names of the (time, y, x) dims, each with a coordinate."""
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    if not names or None in names:
+        raise InputError(f"{where} does not name its dims; expected (time, y, x)")
+    expected = "expected (time, y, x) or (time, latitude, longitude), in this order"
+    if len(names) != 3:
+        raise InputError(f"{where} has dims ({', '.join(names)}); {expected}")
+    for name, length in zip(names, array.shape, strict=True):
+        axis = group.get(name)
+        if not isinstance(axis, zarr.Array) or axis.ndim != 1:
+            raise InputError(f"dim {name!r} of {where} has no one-dimensional coordinate variable")
+        if axis.shape != (length,) and name != names[0]:
+            raise InputError(f"dim {name!r} of {where} has {length} cells but {axis.shape[0]} coordinates")
+    kinds = [_kind(name, group[name].attrs) for name in names]
+    if kinds != ["time", "y", "x"]:
+        raise InputError(f"{where} has dims ({', '.join(names)}); {expected}")
+    time, y, x = names
+    return time, y, x
+
+
+def _kind(name: str, attributes: Mapping[str, Any]) -> str | None:
+    """Which axis a coordinate is: time, y or x; by standard name, then axis, then its own name."""
+    by_axis = {"T": "time", "Y": "y", "X": "x"}.get(str(attributes.get("axis")))
+    named = [str(attributes.get("standard_name")), name.lower()]
+    found = [kind for text in named for kind, names in _AXES.items() if text in names]
+    return by_axis or (found[0] if found else None)
+
+
+def _read_grid(group: Any, array: Any, names: tuple[str, str, str], where: str) -> Grid:
+    _, y_name, x_name = names
+    y, x = (_read_axis(group[name], f"coordinate {name!r} of {where}") for name in (y_name, x_name))
+    crs = _grid_mapping(group, array)
+    return Grid(
+        y,
+        x,
+        y_name,
+        x_name,
+        dict(group[y_name].attrs),
+        dict(group[x_name].attrs),
+        crs,
+        dict(group[crs].attrs) if crs else {},
+    )
+
+
+def _read_axis(axis: Any, where: str) -> NDArray[np.float64]:
+    values = unpack(axis[:], read_encoding(axis.dtype, dict(axis.attrs), None, where))
+    if not np.isfinite(values).all():
+        raise InputError(f"{where} holds {np.count_nonzero(~np.isfinite(values))} missing values; expected none")
+    return values
+
+
+def _grid_mapping(group: Any, array: Any) -> str | None:
+    """Name of the variable that holds the CRS; CF also allows `crs: x y`."""
+    named = str(array.attrs.get("grid_mapping", "")).partition(":")[0].strip()
+    return next((name for name in (named, "spatial_ref", "crs") if name and name in group), None)
+
+
+def _read_times(axis: Any, where: str, known: Times | None) -> Times:
+    """Times of the axis; where the known ones still stand, only those after them are read."""
+    start = len(known) - 1 if known is not None and 0 < len(known) <= axis.shape[0] else 0
+    times = _decode_times(axis[start:], axis.attrs, where)
+    if start and known is not None:
+        if times[0] != known[-1]:
+            return _decode_times(axis[:], axis.attrs, where)
+        return np.concatenate([known[:start], times])
+    return times
+
+
+def _decode_times(numbers: Raw, attributes: Mapping[str, Any], where: str) -> Times:
+    """Times of CF numbers, datetime64[ns], UTC; a fill value becomes NaT."""
+    import xarray as xr  # half a second to import, and workers need no times
+
+    if numbers.dtype.kind == "M":
+        return numbers.astype("datetime64[ns]")
+    missing = is_missing(numbers, read_encoding(numbers.dtype, attributes, None, where))
+    numbers = np.where(missing, np.nan, numbers) if missing.any() else numbers
+    units, calendar = attributes.get("units"), attributes.get("calendar", "standard")
+    coded = xr.Dataset(coords={"time": ("time", numbers, {"units": units, "calendar": calendar})})
+    try:
+        times: Raw = xr.decode_cf(coded)["time"].values
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"the time axis of {where} has units {units!r}, calendar {calendar!r}; not CF") from error
+    if times.dtype.kind != "M":
+        raise InputError(f"the time axis of {where} has units {units!r}, calendar {calendar!r}; expected UTC times")
+    return times.astype("datetime64[ns]")

@@ -1,0 +1,425 @@
+"""Codes of a store to model space and model space to codes of a forecast; missing stays missing on the way."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from math import isfinite, log, log10
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.encoding import Encoding, is_missing, unpack
+from pipelines.errors import ConfigError
+from pipelines.layout import FILL_VALUES
+from pipelines.product import InputSpec, OutputSpec, Packing
+from pipelines.units import UNCHANGED, Linear, Quantity, convert_units
+
+Floats = NDArray[np.floating[Any]]
+
+BLOCK_CELLS = 32_768  # a scratch of 128 KiB and its operands stay in the nearest caches
+
+
+class Step(Protocol):
+    """One invertible step to model space. Both ways change `values` in place; NaN stays NaN."""
+
+    def apply(self, values: Floats) -> None: ...
+
+    def undo(self, values: Floats) -> None: ...
+
+
+@dataclass(frozen=True)
+class Logarithm:
+    """factor * log10(value + offset), and `zero` for values below the threshold; log10 has factor 1, dB 10.
+
+    Back again everything below the threshold is 0.
+    """
+
+    threshold: float = 0.0
+    offset: float = 0.0
+    zero: float | None = None
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.threshold + self.offset <= 0:
+            raise ConfigError(
+                f"threshold {self.threshold:g} + offset {self.offset:g} has no logarithm; expected a sum above 0"
+            )
+        if self.threshold > 0 and (self.zero is None or self.zero >= self.least):
+            raise ConfigError(
+                f"zero {self.zero} does not lie below the threshold {self.threshold:g}, which is {self.least:g} in "
+                "model space, so dry could not be told from wet"
+            )
+
+    @property
+    def least(self) -> float:
+        """The threshold in model space."""
+        return self.factor * log10(self.threshold + self.offset)
+
+    def apply(self, values: Floats) -> None:
+        dry = values < self.threshold
+        values[dry] = self.threshold
+        values += self.offset
+        np.log10(values, out=values)
+        values *= self.factor
+        values[dry] = self.least if self.zero is None else self.zero
+
+    def undo(self, values: Floats) -> None:
+        dry = values < np.nextafter(np.float32(self.least), np.float32(-np.inf))
+        values *= log(10.0) / self.factor
+        np.exp(values, out=values)
+        values -= self.offset
+        values[dry] = 0.0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Values held between two ends, either of which may be open; both ways."""
+
+    minimum: float = -np.inf
+    maximum: float = np.inf
+
+    def __post_init__(self) -> None:
+        if not self.minimum < self.maximum:
+            raise ConfigError(f"clip from {self.minimum:g} to {self.maximum:g} leaves nothing")
+
+    def apply(self, values: Floats) -> None:
+        np.maximum(values, self.minimum, out=values)
+        np.minimum(values, self.maximum, out=values)
+
+    undo = apply
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """(value - mean) / std."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.std > 0 and isfinite(self.std)):
+            raise ConfigError(f"std is {self.std:g}; expected a number above 0")
+
+    def apply(self, values: Floats) -> None:
+        values -= self.mean
+        values /= self.std
+
+    def undo(self, values: Floats) -> None:
+        values *= self.std
+        values += self.mean
+
+
+def _decibel(threshold: float = 0.0, offset: float = 0.0, zero: float | None = None) -> Logarithm:
+    return Logarithm(threshold, offset, zero, 10.0)
+
+
+def _log10(threshold: float = 0.0, offset: float = 0.0, zero: float | None = None) -> Logarithm:
+    return Logarithm(threshold, offset, zero)
+
+
+_STEPS: Mapping[str, Callable[..., Step]] = {
+    "clip": Clip,
+    "db": _decibel,
+    "dbr": _decibel,
+    "log10": _log10,
+    "standardise": Standardise,
+}
+
+
+@dataclass(frozen=True)
+class ModelSpace:
+    """How a model sees physical values.
+
+    Attributes:
+        steps: from physical values to model space, in order; none is the identity.
+        missing: what a missing cell is given as.
+        missing_below: cells of the model's output below it are missing; None if it never says so. NaN always is.
+    """
+
+    steps: tuple[Step, ...] = ()
+    missing: float = 0.0
+    missing_below: float | None = None
+
+    def apply(self, values: Floats) -> None:
+        """Physical values become model space, in place; NaN stays NaN."""
+        for step in self.steps:
+            step.apply(values)
+
+    def undo(self, values: Floats) -> None:
+        """Model space becomes physical values, in place; NaN stays NaN."""
+        for step in reversed(self.steps):
+            step.undo(values)
+
+
+def make_space(
+    transform: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    missing: float = 0.0,
+    missing_below: float | None = None,
+) -> ModelSpace:
+    """The model space that a contract describes.
+
+    Args:
+        transform: `{name: log10, threshold: 0.1, zero: -2}`, or several of them, applied in order. Names are
+            identity, log10, db (also dbr), clip, standardise.
+
+    Raises:
+        ConfigError: an unknown name, an unknown or unfit number (names it and what is known).
+    """
+    parts = [transform] if isinstance(transform, Mapping) else transform
+    return ModelSpace(
+        tuple(_step(p) for p in parts if p.get("name") != "identity" or len(p) > 1), missing, missing_below
+    )
+
+
+def _step(part: Mapping[str, Any]) -> Step:
+    name, numbers = str(part.get("name")), {key: value for key, value in part.items() if key != "name"}
+    if name not in _STEPS:
+        known = ", ".join(["identity", *_STEPS])
+        raise ConfigError(f"transform {name!r} with {sorted(numbers)} is not known; expected one of {known}")
+    unfit = [f"{key}={value!r}" for key, value in numbers.items() if not _is_number(value)]
+    if unfit:
+        raise ConfigError(f"transform {name!r} has {', '.join(unfit)}; expected numbers")
+    try:
+        return _STEPS[name](**numbers)
+    except TypeError as error:
+        raise ConfigError(f"transform {name!r} does not take {sorted(numbers)}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """What a model contract asks of its input and promises of its output, as plain values.
+
+    Attributes:
+        frames: channels of the tensor, oldest first, `cadence` apart (None for a single frame).
+        quantity, space: of the input; `output_quantity`, `output_space`: of the output.
+        leads: lead times of the output's channels.
+        coverage: `input` = cells missing in the newest frame are missing at every lead time; `model` = the model
+            says itself what is missing.
+    """
+
+    name: str
+    version: str
+    frames: int
+    cadence: timedelta | None
+    quantity: Quantity
+    space: ModelSpace
+    leads: tuple[timedelta, ...]
+    output_quantity: Quantity
+    output_space: ModelSpace
+    coverage: Literal["model", "input"] = "input"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Codes as stored -> model space.
+
+    Integer codes of up to 16 bits go through one table, others are computed; both give the same bits.
+
+    Attributes:
+        change: of units, after the Z-R conversion if there is one.
+        is_zr: reflectivity becomes rain rate (mm h-1) by the store's Z-R relation; no echo is 0 mm h-1.
+    """
+
+    encoding: Encoding
+    space: ModelSpace = ModelSpace()
+    change: Linear = UNCHANGED
+    is_zr: bool = False
+
+    def decode(self, raw: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Values in model space, the shape of `raw`; missing cells hold the space's number for missing.
+
+        Args:
+            raw: (frame, y, x) codes as stored. Not changed.
+            out: where to write; fresh memory if None.
+        """
+        out = np.empty(raw.shape, np.float32) if out is None else out
+        for codes, target in _blocks(raw, out):
+            if self.table is not None:
+                np.take(self.table, codes, out=target, mode="wrap")  # negative codes count from the table's end
+            else:
+                target[...] = self.compute(codes)
+        return out
+
+    def is_missing(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
+        """True where codes as stored mean missing; the shape of `raw`."""
+        return is_missing(raw, self.encoding)
+
+    def compute(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        """As `decode`, cell by cell in float64."""
+        values = unpack(raw, self.encoding)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if self.is_zr:
+                self._to_rain_rate(values)
+            values *= self.change.factor
+            values += self.change.offset
+            self.space.apply(values)
+            values[np.isnan(values)] = self.space.missing
+            return values.astype(np.float32)
+
+    @cached_property
+    def table(self) -> NDArray[np.float32] | None:
+        """Model space of every code, negative ones at the end; None where codes are not enumerable."""
+        dtype = np.dtype(self.encoding.dtype)
+        if self.encoding.is_float or dtype.itemsize > 2:
+            return None
+        codes = np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
+        return self.compute(codes)
+
+    def _to_rain_rate(self, dbz: NDArray[np.float64]) -> None:
+        """R = (10^(dBZ/10) / a)^(1/b), mm h-1, in place."""
+        a, b = self.encoding.zr or (float("nan"), 1.0)
+        no_echo = self.encoding.no_echo_value
+        nothing = np.isclose(dbz, no_echo, rtol=0, atol=1e-4) if no_echo is not None else None
+        np.exp((dbz / 10 * log(10) - log(a)) / b, out=dbz)
+        if nothing is not None:
+            dbz[nothing] = 0.0
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Model output -> packed codes of the forecast store. Safe to use from several threads.
+
+    Attributes:
+        change: of units, from the model's output to the store's.
+    """
+
+    packing: Packing
+    space: ModelSpace = ModelSpace()
+    change: Linear = UNCHANGED
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.packing.dtype)
+
+    @property
+    def fill(self) -> int:
+        """The code of missing cells; no value is ever packed into it."""
+        return FILL_VALUES[self.packing.dtype]
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest code of a value."""
+        info = np.iinfo(self.dtype)
+        return (info.min + 1, int(info.max)) if self.fill == info.min else (int(info.min), info.max - 1)
+
+    def encode(self, values: Floats, out: NDArray[Any]) -> None:
+        """Writes packed codes: rounded half to even, values beyond the packing's range at its ends.
+
+        NaN and values below `missing_below` become the fill code.
+
+        Args:
+            values: (lead, y, x) model output, float32 or float16, strided as it likes. Not changed.
+            out: (lead, y, x) of the packing's dtype, strided as it likes.
+        """
+        scratch = np.empty(BLOCK_CELLS + values.shape[-1], np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for block, target in _blocks(values, out):
+                work = scratch[: block.size].reshape(block.shape)
+                np.copyto(work, block)
+                missing = self._is_missing(work)
+                self._pack(work)
+                np.copyto(target, work, casting="unsafe")
+                np.copyto(target, self.fill, where=missing)
+
+    def mark_missing(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Model output with NaN where the model says missing; `values` itself if it never says so."""
+        below = self.space.missing_below
+        return values if below is None else np.where(values < np.float32(below), np.float32("nan"), values)
+
+    def mask(self, codes: NDArray[Any], missing: NDArray[np.bool_]) -> None:
+        """Makes cells missing at every lead time, in place.
+
+        Args:
+            codes: (lead, y, x) packed.
+            missing: (y, x), for example where the newest frame is.
+        """
+        keep = np.where(missing, 0, ~self.dtype.type(0)).astype(self.dtype)  # bits, so that no branch is guessed
+        fill = np.where(missing, self.fill, 0).astype(self.dtype)
+        for lead in codes:
+            lead &= keep
+            lead |= fill
+
+    def _is_missing(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
+        below = self.space.missing_below
+        return np.isnan(values) if below is None else ~(values >= np.float32(below))
+
+    def _pack(self, work: NDArray[np.float32]) -> None:
+        """Model space becomes whole numbers, every one a code of a value; NaN stays."""
+        self.space.undo(work)
+        work *= self.change.factor / self.packing.scale_factor
+        shift = (self.change.offset - self.packing.add_offset) / self.packing.scale_factor
+        if shift:
+            work += shift
+        np.rint(work, out=work)
+        np.clip(work, *self.limits, out=work)
+
+
+def input_quantity(encoding: Encoding, convert: str) -> Quantity:
+    """What the frames hold after the product's conversion.
+
+    Raises:
+        ConfigError: `convert: zr` of something else than reflectivity in dBZ, or without the store's zr_a and zr_b.
+    """
+    found = Quantity(encoding.standard_name, encoding.units)
+    if convert == "none":
+        return found
+    if encoding.units.strip().lower() != "dbz":
+        raise ConfigError(f"found {found}; input.convert: zr expects equivalent_reflectivity_factor in dBZ")
+    if encoding.zr is None:
+        raise ConfigError("the attributes zr_a and zr_b of the Z-R relation are missing; input.convert: zr needs both")
+    return Quantity("lwe_precipitation_rate", "mm h-1")
+
+
+def output_quantity(output: OutputSpec, needs: ModelNeeds) -> Quantity:
+    """What the forecast holds: the model's output, or what the product's attributes say instead."""
+    return Quantity(
+        str(output.attributes.get("standard_name", needs.output_quantity.standard_name)),
+        str(output.attributes.get("units", needs.output_quantity.units)),
+    )
+
+
+def make_decoder(encoding: Encoding, spec: InputSpec, needs: ModelNeeds) -> Decoder:
+    """The decoder from a store's codes to what the model takes.
+
+    Raises:
+        ConfigError: the quantity or units of the store do not fit the model (names both).
+    """
+    try:
+        change = convert_units(input_quantity(encoding, spec.convert), needs.quantity)
+    except ConfigError as error:
+        raise ConfigError(
+            f"variable {spec.variable!r} in {spec.store} does not fit the model {needs.name} {needs.version}: {error}"
+        ) from error
+    return Decoder(encoding, needs.space, change, spec.convert == "zr")
+
+
+def make_encoder(output: OutputSpec, needs: ModelNeeds) -> Encoder:
+    """The encoder from the model's output to the packed codes of the forecast store.
+
+    Raises:
+        ConfigError: the product's attributes name a quantity or units that the model's output does not fit.
+    """
+    try:
+        change = convert_units(needs.output_quantity, output_quantity(output, needs))
+    except ConfigError as error:
+        raise ConfigError(
+            f"output.attributes do not fit the output of the model {needs.name} {needs.version}: {error}"
+        ) from error
+    return Encoder(output.packing, needs.output_space, change)
+
+
+def _blocks(source: NDArray[Any], target: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Views of both arrays, row by row groups that fit the nearest caches."""
+    if source.ndim > 2:
+        for one, other in zip(source, target, strict=True):
+            yield from _blocks(one, other)
+        return
+    rows = max(1, BLOCK_CELLS // max(1, source.shape[1]))
+    for start in range(0, len(source), rows):
+        yield source[start : start + rows], target[start : start + rows]
