@@ -163,13 +163,12 @@ def sweep(root: str, product: str) -> list[str]:
 
     Work of living processes is left alone, also that of other hosts unless nothing touched it for a day.
     """
-    folders = staging.abandoned(root, product)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    if product_folder(root, product).exists():
-        with output_errors(product_folder(root, product)):
-            point_latest(root, product)
-    return [str(folder) for folder in folders]
+    if not product_folder(root, product).exists():
+        return []
+    with output_errors(product_folder(root, product)):
+        swept = [f for f in staging.abandoned(root, product) if staging.discard(root, product, f)]
+        point_latest(root, product)
+    return [str(folder) for folder in swept]
 
 
 def expire(root: str, product: str, keep: timedelta, now: np.datetime64) -> list[PublishedCycle]:
@@ -289,9 +288,7 @@ def _difference(ours: Path, theirs: Path) -> str:
 
 
 def _remove(root: str, product: str, cycle: PublishedCycle) -> bool:
-    try:
-        staging.discard(root, product, Path(cycle.path))
-    except FileNotFoundError:
+    if not staging.discard(root, product, Path(cycle.path)):
         return False
     with suppress(OSError):  # folders that still hold cycles stay
         for folder in Path(cycle.path).parents[:3]:

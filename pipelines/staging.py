@@ -55,11 +55,20 @@ def make_staging(root: str, product: str, label: str) -> Path:
     return path
 
 
-def discard(root: str, product: str, path: Path) -> None:
-    """Removes a published store: it leaves its place whole, in one step, and is deleted afterwards."""
+def discard(root: str, product: str, path: Path) -> bool:
+    """Removes a folder of the product: it leaves its place whole, in one step, and is deleted afterwards.
+
+    So no reader opens half a cycle, and a writer whose draft is swept by mistake fails to publish what is left
+    of it. False if the folder was gone.
+    """
     away = make_staging(root, product, "discarded")
-    os.rename(path, away / path.name)
-    shutil.rmtree(away)
+    try:
+        os.rename(path, away / path.name)
+    except FileNotFoundError:
+        return False
+    finally:
+        shutil.rmtree(away)
+    return True
 
 
 def abandoned(root: str, product: str) -> list[Path]:

@@ -136,6 +136,27 @@ def test_latest_follows_the_newest_cycle_and_never_goes_back(shelf):
     assert os.readlink(shelf.folder / LATEST) == "2016/09/29/0000.zarr"
 
 
+def test_a_slow_publisher_does_not_take_latest_back(shelf, monkeypatch):
+    """One publisher has seen which cycle is newest and then sleeps while another publishes a newer one."""
+    look, looked, faster_is_done = sink.newest_cycle, threading.Event(), threading.Event()
+
+    def look_slowly(root, product):
+        found = look(root, product)
+        if threading.current_thread() is slow:
+            looked.set()
+            faster_is_done.wait(0.3)
+        return found
+
+    slow = threading.Thread(target=publish, args=(shelf.filled("2016-09-28T15:30"),))
+    monkeypatch.setattr(sink, "newest_cycle", look_slowly)
+    slow.start()
+    looked.wait()
+    newest = shelf.publish("2016-09-28T15:35")
+    faster_is_done.set()
+    slow.join()
+    assert latest_cycle(shelf.root, "rain") == newest
+
+
 def test_a_reader_of_latest_keeps_to_its_cycle_when_the_pointer_moves(shelf):
     shelf.publish("2016-09-28T15:30", seed=1)
     dataset = open_cycle(shelf.folder / LATEST)
@@ -319,6 +340,17 @@ def test_a_sweep_leaves_living_drafts_alone(shelf):
     draft = shelf.filled(TIME)
     assert sweep(shelf.root, "rain") == []
     publish(draft)
+
+
+def test_a_draft_swept_by_mistake_is_not_published_in_part(shelf, monkeypatch):
+    """The sweep comes after the check of the shards and before the rename."""
+    draft = shelf.filled(TIME)
+    monkeypatch.setattr(sink.staging, "abandoned", lambda *_: [Path(draft.staging)])
+    check = sink.sync_folders
+    monkeypatch.setattr(sink, "sync_folders", lambda top: (check(top), sweep(shelf.root, "rain")))
+    with pytest.raises(OutputError, match="cannot write"):
+        publish(draft)
+    assert list_cycles(shelf.root, "rain") == staged(shelf) == []
 
 
 def test_a_sweep_of_a_product_that_was_never_run_does_nothing(shelf):
