@@ -137,8 +137,8 @@ def test_latest_follows_the_newest_cycle_and_never_goes_back(shelf):
 
 
 def test_a_slow_publisher_does_not_take_latest_back(shelf, monkeypatch):
-    """One publisher has seen which cycle is newest and then sleeps while another publishes a newer one."""
-    look, looked, faster_is_done = sink.newest_cycle, threading.Event(), threading.Event()
+    """One publisher has seen where `latest` points and then sleeps while another publishes a newer cycle."""
+    look, looked, faster_is_done = sink.latest_cycle, threading.Event(), threading.Event()
 
     def look_slowly(root, product):
         found = look(root, product)
@@ -148,7 +148,7 @@ def test_a_slow_publisher_does_not_take_latest_back(shelf, monkeypatch):
         return found
 
     slow = threading.Thread(target=publish, args=(shelf.filled("2016-09-28T15:30"),))
-    monkeypatch.setattr(sink, "newest_cycle", look_slowly)
+    monkeypatch.setattr(sink, "latest_cycle", look_slowly)
     slow.start()
     looked.wait()
     newest = shelf.publish("2016-09-28T15:35")
