@@ -23,7 +23,8 @@ WINDOW_SCALES = 5  # half-width of the least-squares window, in scales of its le
 WET_MM_H = 0.1  # weaker echo is clear air and clutter: no motion is taken from it
 STIFFNESS = 1e-3  # weight of the coarser motion in the least squares, per km2 of (fourth root of mm h-1)2 min2
 FILL_BEYOND_KM = 48.0  # the coarsest window itself carries motion this far from an echo
-TINY_CONFIDENCE = 1e-5  # below it there is nothing to fill from, and motion is rest
+LOOSE = 0.3  # part of the stiffness for motion that fills its surroundings: held tighter, small storms are slowed
+TINY_CERTAINTY = 1e-5  # below it there is nothing to fill from, and motion is rest
 SIDE = 1 / 8  # blur of the sampled field, per side: what bilinear sampling does on average, to the nearest eighth
 MISSING = -1.0
 MISSING_BELOW = -0.5
@@ -123,7 +124,7 @@ def write_graph(spec: AdvectionSpec) -> onnx.ModelProto:
     Germann and Zawadzki (2002) for semi-Lagrangian extrapolation of rain.
     """
     graph = Graph("advection")
-    velocity = _motion(graph, spec)
+    velocity = add_motion(graph, spec)
     leads = _advect(graph, spec, velocity)
     graph.concat(leads)
     return graph.model(len(spec.history_minutes), len(spec.lead_minutes), "rain_rate")
@@ -182,8 +183,8 @@ def _separable(graph: Graph, value: str, channels: int, along_x: np.ndarray, alo
     return value
 
 
-def _motion(graph: Graph, spec: AdvectionSpec) -> str:
-    """(n, 2, h, w) of the finest level, km min-1, x first."""
+def add_motion(graph: Graph, spec: AdvectionSpec) -> str:
+    """Motion of `frames`: (n, 2, h, w) of the finest level, km min-1, x first."""
     pyramid = _pyramid(graph, spec)
     velocity = None
     for level, (fields, observed) in zip(reversed(spec.levels), reversed(pyramid), strict=True):
@@ -285,45 +286,46 @@ def _solve(
     terms = [graph.mul(weighted, x), graph.mul(graph.channels(weighted, 1, 2), y), graph.mul(slope, pull)]
     sums = _separable(graph, graph.concat(terms), 5, *(_bell(half) for half in level.window))
     xx, xy, yy = (graph.channels(sums, k, k + 1) for k in range(3))
-    system = System(graph, spec, xx, xy, yy, graph.channels(sums, 3, 5))
+    system = System(graph, spec, xx, xy, yy, graph.channels(sums, 3, 5), STIFFNESS)
     if velocity is not None:
         return system.solve(velocity)
-    return system.solve(_fill(graph, spec, system.solve(None), system.confidence()))
+    return system.solve(_fill(graph, spec, system))
 
 
 class System:
-    """The 2 x 2 systems of all cells: sums of slope products and the right-hand side `pull` (n, 2, h, w)."""
+    """The 2 x 2 systems of all cells: symmetric matrix, right-hand side `pull` (n, 2, h, w), stiffness to a prior."""
 
-    def __init__(self, graph: Graph, spec: AdvectionSpec, xx: str, xy: str, yy: str, pull: str) -> None:
-        self.graph, self.limit, self.pull, self.xy = graph, spec.max_speed_km_h / 60, pull, xy
-        self.bare = self._determinant(xx, yy)
-        self.xx, self.yy = (graph.add(value, graph.floats(STIFFNESS)) for value in (xx, yy))
-        self.stiff = self._determinant(self.xx, self.yy)
+    def __init__(self, graph: Graph, spec: AdvectionSpec, xx: str, xy: str, yy: str, pull: str, stiffness: float):
+        self.graph, self.limit, self.stiffness = graph, spec.max_speed_km_h / 60, stiffness
+        self.xx, self.xy, self.yy, self.pull = xx, xy, yy, pull
+        self.stiff_xx, self.stiff_yy = (graph.add(value, graph.floats(stiffness)) for value in (xx, yy))
+        self.cross = graph.mul(xy, xy)
+        self.determinant = graph.sub(graph.mul(self.stiff_xx, self.stiff_yy), self.cross)
 
     def solve(self, prior: str | None) -> str:
         """Velocity (n, 2, h, w), km min-1, held to `prior`, or to rest; limited in speed."""
         graph, right = self.graph, self.pull
         if prior is not None:
-            right = graph.add(right, graph.scale(prior, STIFFNESS))
+            right = graph.add(right, graph.scale(prior, self.stiffness))
         px, py = graph.channels(right, 0, 1), graph.channels(right, 1, 2)
-        along_x = graph.sub(graph.mul(self.yy, px), graph.mul(self.xy, py))
-        along_y = graph.sub(graph.mul(self.xx, py), graph.mul(self.xy, px))
-        solved = graph.div(graph.concat([along_x, along_y]), self.stiff)
+        along_x = graph.sub(graph.mul(self.stiff_yy, px), graph.mul(self.xy, py))
+        along_y = graph.sub(graph.mul(self.stiff_xx, py), graph.mul(self.xy, px))
+        solved = graph.div(graph.concat([along_x, along_y]), self.determinant)
         return graph.op("Clip", solved, graph.floats(-self.limit), graph.floats(self.limit))
 
-    def confidence(self) -> str:
-        """How far the echoes alone decide the motion, 0 to 1: both directions must be seen."""
-        return self.graph.op("Relu", self.graph.div(self.bare, self.stiff))
-
-    def _determinant(self, xx: str, yy: str) -> str:
-        return self.graph.sub(self.graph.mul(xx, yy), self.graph.mul(self.xy, self.xy))
+    def certainty(self) -> str:
+        """How far the echoes alone decide the velocity, 0 to 1; low already if one direction is not seen."""
+        bare = self.graph.sub(self.graph.mul(self.xx, self.yy), self.cross)
+        return self.graph.op("Relu", self.graph.div(bare, self.determinant))
 
 
-def _fill(graph: Graph, spec: AdvectionSpec, velocity: str, confidence: str) -> str:
+def _fill(graph: Graph, spec: AdvectionSpec, system: System) -> str:
     """Normalized convolution of the coarsest motion, as wide as rain can travel into empty surroundings."""
-    certain = graph.concat([graph.mul(velocity, confidence), confidence])
-    spread = _separable(graph, certain, 3, *(_bell(half) for half in spec.fill))
-    amount = graph.add(graph.channels(spread, 2, 3), graph.floats(TINY_CONFIDENCE))
+    loose = System(graph, spec, system.xx, system.xy, system.yy, system.pull, LOOSE * STIFFNESS)
+    certainty = system.certainty()
+    known = graph.concat([graph.mul(loose.solve(None), certainty), certainty])
+    spread = _separable(graph, known, 3, *(_bell(half) for half in spec.fill))
+    amount = graph.add(graph.channels(spread, 2, 3), graph.floats(TINY_CERTAINTY))
     return graph.div(graph.channels(spread, 0, 2), amount)
 
 

@@ -47,13 +47,15 @@ class UnetSpec:
 
     @property
     def radius(self) -> int:
-        """Cells that reach a result, exactly: the farthest over all positions within a stride.
+        """Cells along a border of a tile that feel what lies outside it; exact, for borders on the lattice of strides.
 
         >>> UnetSpec(depth=1).radius, UnetSpec(depth=3).radius
-        (9, 51)
+        (8, 46)
         """
-        reached = [(p, *_decoded(p, p, 0, self.depth)) for p in range(self.stride)]
-        return max(max(p - first, last - p) for p, first, last in reached)
+        near = range(8 * self.stride)
+        below = [p + 1 for p in near if _decoded(p, p, 0, self.depth)[0] < 0]
+        above = [p + 1 for p in near if _decoded(-1 - p, -1 - p, 0, self.depth)[1] >= 0]
+        return max(below + above)
 
 
 def _decoded(first: int, last: int, level: int, depth: int) -> tuple[int, int]:
