@@ -241,11 +241,10 @@ def _load(store: str, variable: str, known: Source | None = None) -> Source:
         else:
             grid = _read_grid(group, array, names, where)
         times = _read_times(group[names[0]], where, known.times if known else None)
-    if array.shape[0] != len(times):
-        raise InputError(f"{where} has {array.shape[0]} frames but {len(times)} times")
     chunk_fill = array.fill_value if array.metadata.zarr_format == 2 else None
     encoding = read_encoding(array.dtype, dict(array.attrs), chunk_fill, where)
-    return Source(store, variable, grid, times, encoding, array.chunks, array.metadata)
+    whole = times[: array.shape[0]]  # an append in progress lengthens one of them before the other
+    return Source(store, variable, grid, whole, encoding, array.chunks, array.metadata)
 
 
 def _find(group: Any, variable: str, store: str) -> Any:
@@ -297,11 +296,16 @@ def _read_grid(group: Any, array: Any, names: tuple[str, str, str], where: str) 
         x,
         y_name,
         x_name,
-        dict(group[y_name].attrs),
-        dict(group[x_name].attrs),
+        _attributes(group[y_name]),
+        _attributes(group[x_name]),
         crs,
-        dict(group[crs].attrs) if crs else {},
+        _attributes(group[crs]) if crs else {},
     )
+
+
+def _attributes(array: Any) -> dict[str, Any]:
+    """Attributes without the one in which xarray keeps the dims of Zarr v2."""
+    return {name: value for name, value in array.attrs.items() if name != "_ARRAY_DIMENSIONS"}
 
 
 def _read_axis(axis: Any, where: str) -> NDArray[np.float64]:

@@ -1,19 +1,21 @@
-"""A product on a tiny grid that tests publish cycles of."""
+"""Tiny stores: a product that tests publish cycles of, and frames that they read."""
 
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from numpy.typing import NDArray
 
 from pipelines.cf import Provenance
 from pipelines.cycles import PublishedCycle
 from pipelines.grid import Grid
 from pipelines.layout import Layout, choose_layout
-from pipelines.product import OutputSpec
+from pipelines.product import OutputSpec, Product
 from pipelines.sink import Draft, open_draft, publish, write_block
 
 SHARDED = OutputSpec(store="", variable="rain_rate", shards=(12, 8), chunks=(4, 8))
@@ -89,3 +91,90 @@ class Shelf:
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
     return Shelf(str(tmp_path))
+
+
+RAIN = {"standard_name": "rainfall_rate", "units": "mm h-1", "scale_factor": 0.1, "_FillValue": -32768}
+SHAPE = (30, 41)
+
+
+def every(minutes: int, count: int, start: str = "2024-06-01T12:00") -> NDArray[np.datetime64]:
+    """Times `minutes` apart, datetime64[ns]."""
+    return np.datetime64(start, "ns") + np.arange(count) * np.timedelta64(minutes, "m")
+
+
+def rain_codes(frames: int = 6, shape: tuple[int, int] = SHAPE) -> NDArray[np.int16]:
+    """(time, y, x) codes: missing in the north-west corner, dry in the south, rain between; no two frames equal."""
+    codes = np.random.default_rng(7).integers(0, 900, (frames, *shape)).astype(np.int16)
+    codes[:, : shape[0] // 4, : shape[1] // 3] = -32768
+    codes[:, -shape[0] // 3 :] = 0
+    return codes
+
+
+def write_frames(
+    store: Any,
+    codes: NDArray[Any] | None = None,
+    times: NDArray[Any] | None = None,
+    attributes: dict[str, Any] = RAIN,
+    dims: tuple[str, ...] = ("time", "y", "x"),
+    zarr_format: int = 3,
+    consolidated: bool = True,
+    fill_value: Any = -32768,
+    axes: dict[str, tuple[Any, dict[str, Any]]] | None = None,
+    **options: Any,
+) -> str:
+    """Writes a store of frames, variable `rain`, one chunk a frame; gives back its path.
+
+    Args:
+        axes: values and attributes of coordinates, to replace the usual ones; None leaves one out.
+        options: of `zarr.create_array`.
+    """
+    codes = rain_codes() if codes is None else codes
+    times = every(5, len(codes)) if times is None else times
+    group = zarr.open_group(store, mode="w", zarr_format=zarr_format)
+    usual = {
+        dims[0]: (times.astype("datetime64[s]").astype(np.int64), {"units": "seconds since 1970-01-01"}),
+        dims[-2]: (np.arange(codes.shape[-2])[::-1] * 1000.0, {"units": "m", "standard_name": "projection_y_coordinate"}),
+        dims[-1]: (np.arange(codes.shape[-1]) * 1000.0, {"units": "m", "standard_name": "projection_x_coordinate"}),
+    }
+    for name, axis in (usual | (axes or {})).items():
+        if axis is not None:
+            _write_array(group, name, axis[0], axis[1], (name,), zarr_format)
+    _write_array(group, "crs", np.zeros((), np.int32), {"crs_wkt": "PROJCRS[]"}, (), zarr_format)
+    options = {"chunks": (1, *codes.shape[1:])} | options
+    attributes = {"grid_mapping": "crs", **attributes}
+    _write_array(group, "rain", codes, attributes, dims, zarr_format, fill_value=fill_value, **options)
+    if consolidated:
+        zarr.consolidate_metadata(group.store)
+    return str(store)
+
+
+def _write_array(
+    group: Any, name: str, values: Any, attributes: dict[str, Any], dims: tuple[str, ...], zarr_format: int, **options: Any
+) -> None:
+    named = {"dimension_names": dims} if zarr_format == 3 else {}
+    extra = {"_ARRAY_DIMENSIONS": list(dims)} if zarr_format == 2 else {}
+    options = {"dtype": values.dtype} | options
+    array = group.create_array(name, shape=values.shape, attributes=attributes | extra, **named, **options)
+    array[...] = values
+
+
+def make_product(store: str, output: str = "forecasts", **changes: Any) -> Product:
+    """A product of the last three frames of `rain`; `changes` are of its input, or whole parts."""
+    tree: dict[str, Any] = {
+        "name": "rain",
+        "input": {"store": store, "variable": "rain", "history": ["-10min", "-5min", "0min"]},
+        "model": {"package": "builtin:persistence"},
+        "lead_times": {"step": "5min", "until": "30min"},
+        "output": {"store": output, "variable": "rain_rate"},
+    }
+    parts = {key: value for key, value in changes.items() if key in Product.model_fields and key != "input"}
+    tree["input"] |= {key: value for key, value in changes.items() if key not in parts}
+    return Product.model_validate(tree | parts)
+
+
+@pytest.fixture
+def frames() -> Any:
+    """The helpers that write stores of frames and the products that read them."""
+    return SimpleNamespace(
+        write=write_frames, product=make_product, codes=rain_codes, every=every, attributes=RAIN, shape=SHAPE
+    )

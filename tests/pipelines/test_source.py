@@ -1,0 +1,382 @@
+"""Frames are found by their times and read as they are stored, whatever the layout of the store."""
+
+import http.server
+import pickle
+import threading
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from pipelines.encoding import Encoding, count_missing, is_missing, read_encoding, unpack
+from pipelines.errors import InputError, NotYetError
+from pipelines.frames import find_nearest, text_of, usual_step
+from pipelines.grid import Window
+from pipelines.source import check_missing, cut, find_inputs, open_source
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+real_data = pytest.mark.skipif(not DATA.exists(), reason="the real radar data lies beside the repository, not in it")
+HALO = Window(-3, 25, 10, 50)
+
+LAYOUTS = {
+    "v3": {},
+    "v3 not consolidated": {"consolidated": False},
+    "v3 chunks": {"chunks": (1, 8, 16)},
+    "v3 several frames a chunk": {"chunks": (4, 8, 41)},
+    "v3 shards": {"chunks": (1, 8, 16), "shards": (1, 32, 48)},
+    "v3 crc32c": {"compressors": [ZstdCodec(level=1), Crc32cCodec()]},
+    "v3 big-endian": {"dtype": ">i2"},
+    "v2": {"zarr_format": 2},
+    "v2 not consolidated": {"zarr_format": 2, "consolidated": False},
+    "v2 F-order": {"zarr_format": 2, "order": "F", "chunks": (2, 8, 16)},
+    "v2 big-endian": {"zarr_format": 2, "dtype": ">i2"},
+    "v2 raw": {"zarr_format": 2, "compressors": None},
+}
+
+
+def wanted(codes, indices, window):
+    """What a read must give, cell by cell."""
+    y, x = np.mgrid[window.y0 : window.y1, window.x0 : window.x1]
+    inside = (y >= 0) & (y < codes.shape[1]) & (x >= 0) & (x < codes.shape[2])
+    picked = codes[list(indices)][:, y.clip(0, codes.shape[1] - 1), x.clip(0, codes.shape[2] - 1)]
+    return np.where(inside, picked, -32768)
+
+
+@pytest.mark.filterwarnings("ignore:.*zarr_format=3.*", "ignore:.*Consolidated metadata.*")
+@pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_reads_the_same(frames, tmp_path, options):
+    product = frames.product(frames.write(tmp_path / "radar.zarr", **options))
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    raw = source.read(cycle, HALO)
+    assert raw.dtype == np.int16
+    np.testing.assert_array_equal(raw, wanted(frames.codes(), (3, 4, 5), HALO))
+    assert source.encoding.fill == -32768
+    assert source.encoding.scale_factor == 0.1
+    assert source.grid.crs_attrs == {"crs_wkt": "PROJCRS[]"}
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_any_window_of_whole_frames_is_what_a_read_gives(frames_once, data):
+    source, cycle, whole = frames_once
+    y0, x0 = data.draw(st.integers(-40, 40)), data.draw(st.integers(-50, 50))
+    window = Window(y0, y0 + data.draw(st.integers(0, 40)), x0, x0 + data.draw(st.integers(0, 50)))
+    expected = wanted(whole, range(3), window)
+    np.testing.assert_array_equal(cut(whole, window, source.encoding.fill), expected)
+    np.testing.assert_array_equal(source.read(cycle, window), expected)
+
+
+@pytest.fixture(scope="module")
+def frames_once(tmp_path_factory, request):
+    conftest = request.config.pluginmanager.getplugin(str(Path(__file__).with_name("conftest.py")))
+    store = conftest.write_frames(tmp_path_factory.mktemp("once") / "radar.zarr", chunks=(1, 8, 16))
+    product = conftest.make_product(store)
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    return source, cycle, source.read_frames(cycle)
+
+
+def test_a_window_inside_the_grid_is_cut_without_a_copy():
+    whole = np.zeros((3, 30, 41), np.int16)
+    assert np.shares_memory(cut(whole, Window(2, 9, 3, 9), -1), whole)
+
+
+def test_a_frame_that_is_not_there_is_filled(frames, tmp_path):
+    product = frames.product(
+        frames.write(tmp_path / "radar.zarr", times=np.delete(frames.every(5, 7), 5)), missing_frame="use_available"
+    )
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    assert cycle.frame_indices == (4, None, 5)
+    assert cycle.missing_times == (np.datetime64("2024-06-01T12:25"),)
+    raw = source.read(cycle, source.grid.window)
+    assert (raw[1] == -32768).all()
+    np.testing.assert_array_equal(raw[[0, 2]], frames.codes()[[4, 5]])
+
+
+def test_frames_are_found_by_time_and_not_by_position(frames, tmp_path):
+    product = frames.product(frames.write(tmp_path / "radar.zarr"), history=["-20min", "-5min", "0min"])
+    cycle = find_inputs(open_source(product.input), product, np.datetime64("2024-06-01T12:20"))
+    assert cycle.frame_indices == (0, 3, 4)
+    assert cycle.reference_time == np.datetime64("2024-06-01T12:20")
+
+
+def test_frames_within_the_tolerance_are_taken_at_their_own_times(frames, tmp_path):
+    late = frames.every(5, 6) + np.timedelta64(20, "s")
+    product = frames.product(frames.write(tmp_path / "radar.zarr", times=late))
+    cycle = find_inputs(open_source(product.input), product, np.datetime64("2024-06-01T12:20"))
+    assert cycle.frame_times == tuple(late[2:5])
+    assert cycle.reference_time == np.datetime64("2024-06-01T12:20")
+
+
+def test_the_last_frames_are_a_usual_step_apart(frames, tmp_path):
+    product = frames.product(frames.write(tmp_path / "radar.zarr"), history={"last": 4})
+    assert find_inputs(open_source(product.input), product).frame_indices == (2, 3, 4, 5)
+
+
+def test_one_last_frame_needs_no_step(frames, tmp_path):
+    product = frames.product(frames.write(tmp_path / "radar.zarr", frames.codes(1)), history={"last": 1})
+    assert find_inputs(open_source(product.input), product).frame_indices == (0,)
+
+
+def test_a_store_that_grew_is_refreshed_and_its_old_times_are_kept(frames, tmp_path):
+    path = tmp_path / "radar.zarr"
+    product = frames.product(frames.write(path, frames.codes(5)))
+    source = open_source(product.input)
+    frames.write(path, frames.codes(8), times=frames.every(5, 8))
+    assert len(source.times) == 5
+    grown = source.refresh()
+    np.testing.assert_array_equal(grown.times, frames.every(5, 8))
+    assert grown.grid is source.grid
+    assert find_inputs(grown, product).frame_indices == (5, 6, 7)
+
+
+def test_a_time_without_its_frame_is_left_out_while_an_append_is_going_on(frames, tmp_path):
+    times = (np.arange(7) * 300, {"units": "seconds since 2024-06-01T12:00"})
+    product = frames.product(frames.write(tmp_path / "radar.zarr", axes={"time": times}))
+    assert find_inputs(open_source(product.input), product).reference_time == np.datetime64("2024-06-01T12:25")
+
+
+def test_a_store_that_moved_on_is_refreshed(frames, tmp_path):
+    path = tmp_path / "radar.zarr"
+    source = open_source(frames.product(frames.write(path)).input)
+    frames.write(path, times=frames.every(5, 6, "2024-06-01T12:05"))
+    np.testing.assert_array_equal(source.refresh().times, frames.every(5, 6, "2024-06-01T12:05"))
+
+
+def test_a_frame_whose_time_came_before_its_data_has_not_arrived(frames, tmp_path):
+    path = tmp_path / "radar.zarr"
+    product = frames.product(frames.write(path, fill_value=0, attributes=frames.attributes))
+    (path / "rain/c/5/0/0").unlink()
+    with pytest.raises(NotYetError, match=r"frame 2024-06-01T12:25Z .* nothing of it is stored"):
+        find_inputs(open_source(product.input), product)
+
+
+def test_a_source_pickles_small_and_reads_elsewhere(frames, tmp_path):
+    product = frames.product(frames.write(tmp_path / "radar.zarr"))
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    source.read(cycle, HALO)
+    pickled = pickle.dumps((source, cycle))
+    assert len(pickled) < 10_000
+    again, same_cycle = pickle.loads(pickled)  # noqa: S301
+    assert same_cycle == cycle
+    np.testing.assert_array_equal(again.read(cycle, HALO), source.read(cycle, HALO))
+
+
+def test_the_source_tells_whether_frames_are_single_chunks(frames, tmp_path):
+    whole = open_source(frames.product(frames.write(tmp_path / "a.zarr")).input)
+    parts = open_source(frames.product(frames.write(tmp_path / "b.zarr", chunks=(1, 8, 16), shards=(1, 32, 48))).input)
+    assert whole.is_one_chunk_per_frame
+    assert not parts.is_one_chunk_per_frame
+    assert parts.chunks == (1, 8, 16)
+
+
+class _Files(http.server.SimpleHTTPRequestHandler):
+    """A web server that knows byte ranges, as object stores do."""
+
+    def send_head(self):
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return None
+        data = path.read_bytes()
+        start, stop = 0, len(data)
+        asked = self.headers.get("Range")
+        if asked:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start = int(first) if first else len(data) - int(last)
+            stop = min(len(data), int(last) + 1) if first and last else len(data)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(stop - start))
+        self.send_header("Last-Modified", "Sat, 01 Jun 2024 12:00:00 GMT")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[start:stop])
+        return None
+
+    def do_GET(self):
+        self.send_head()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: _Files(*args, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (1, 8, 16), "shards": (1, 32, 48)}, {"consolidated": False}])
+def test_a_store_on_a_web_server_reads_the_same(frames, tmp_path, web, options):
+    frames.write(tmp_path / "radar.zarr", **options)
+    product = frames.product(f"{web}/radar.zarr")
+    source = open_source(product.input)
+    raw = source.read(find_inputs(source, product), HALO)
+    np.testing.assert_array_equal(raw, wanted(frames.codes(), (3, 4, 5), HALO))
+
+
+def test_a_variable_that_a_web_server_cannot_list_is_still_refused(frames, tmp_path, web):
+    frames.write(tmp_path / "radar.zarr", consolidated=False)
+    with pytest.raises(InputError, match="no variable 'snow'"):
+        open_source(frames.product(f"{web}/radar.zarr", variable="snow").input)
+
+
+def test_a_store_that_fsspec_knows_reads_the_same(frames):
+    url = f"memory://{uuid.uuid4()}/radar.zarr"
+    product = frames.product(frames.write(url))
+    source = open_source(product.input)
+    raw = source.read(find_inputs(source, product), HALO)
+    np.testing.assert_array_equal(raw, wanted(frames.codes(), (3, 4, 5), HALO))
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/radar.zarr", "gs://bucket/radar.zarr"])
+def test_object_stores_are_reached_without_a_request(url):
+    from pipelines.source import _connect
+
+    assert type(_connect(url)).__name__ == "ObjectStore"
+
+
+ENCODINGS = {
+    "int16": (np.dtype("i2"), {"_FillValue": -32768}, None, "int16", -32768),
+    "v2 fill only in the array": (np.dtype("u1"), {}, 255, "uint8", 255),
+    "the attribute wins over the array's fill": (np.dtype("i2"), {"_FillValue": -1}, 0, "int16", -1),
+    "missing_value": (np.dtype("i2"), {"missing_value": -9}, None, "int16", -9),
+    "big-endian": (np.dtype(">i2"), {"_FillValue": -1}, None, "int16", -1),
+    "nothing is missing, 8 bits": (np.dtype("u1"), {}, None, "int16", -32768),
+    "nothing is missing, 16 bits": (np.dtype("u2"), {}, None, "int32", -(2**31)),
+    "xarray's base64 of a float": (np.dtype("f8"), {"_FillValue": "AAAAAAAA+H8="}, None, "float64", np.nan),
+    "NaN as text": (np.dtype("f4"), {"_FillValue": "NaN"}, None, "float32", np.nan),
+    "a float fill": (np.dtype("f4"), {"_FillValue": -9999.9}, None, "float32", float(np.float32(-9999.9))),
+    "a list of one": (np.dtype("i2"), {"_FillValue": [-1]}, None, "int16", -1),
+}
+
+
+@pytest.mark.parametrize(("dtype", "attributes", "chunk_fill", "read_as", "fill"), ENCODINGS.values(), ids=ENCODINGS)
+def test_the_missing_code_is_found(dtype, attributes, chunk_fill, read_as, fill):
+    encoding = read_encoding(dtype, attributes, chunk_fill, "rain")
+    assert encoding.dtype == read_as
+    assert encoding.fill == fill or (np.isnan(encoding.fill) and np.isnan(fill))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attributes", "message"),
+    [
+        ("U3", {}, "holds <U3; expected integers or floats"),
+        ("u1", {"_FillValue": -1}, "_FillValue -1, which no uint8 can hold"),
+        ("i2", {"_FillValue": 0.5}, "_FillValue 0.5, which no int16 can hold"),
+        ("i2", {"scale_factor": "a lot"}, "scale_factor 'a lot'; expected one number"),
+        ("i2", {"scale_factor": [1, 2]}, "expected one number"),
+        ("i1", {"_Unsigned": "true"}, "_Unsigned, which is not supported"),
+        ("i2", {"zr_a": -1, "zr_b": 1.5}, "both must be above 0"),
+    ],
+)
+def test_an_encoding_that_makes_no_sense_is_refused(dtype, attributes, message):
+    with pytest.raises(InputError, match=message):
+        read_encoding(np.dtype(dtype), attributes, None, "rain")
+
+
+def test_both_missing_codes_of_cf_count_as_missing():
+    encoding = read_encoding(np.dtype("i2"), {"_FillValue": -1, "missing_value": -2, "scale_factor": 0.5}, None, "")
+    np.testing.assert_array_equal(unpack(np.array([-2, -1, 0, 3], np.int16), encoding), [np.nan, np.nan, 0, 1.5])
+
+
+def test_not_a_number_and_infinity_are_missing():
+    raw = np.array([[np.nan, np.inf, -np.inf, -9.0, 0.0]], np.float32)
+    encoding = Encoding("float32", -9.0, (-9.0,))
+    np.testing.assert_array_equal(is_missing(raw, encoding), [[True, True, True, True, False]])
+
+
+def test_missing_cells_are_counted_for_each_frame(frames):
+    codes = frames.codes()
+    counts = count_missing(codes, Encoding("int16", -32768, (-32768,)))
+    assert counts.tolist() == [7 * 13] * 6
+    assert counts.dtype == np.int64
+
+
+def test_unpacked_values_equal_those_of_xarray(frames, tmp_path):
+    for zarr_format in (2, 3):
+        path = frames.write(tmp_path / f"v{zarr_format}.zarr", zarr_format=zarr_format)
+        product = frames.product(path)
+        source = open_source(product.input)
+        raw = source.read_frames(find_inputs(source, product))
+        with xr.open_zarr(path) as there:
+            np.testing.assert_array_equal(unpack(raw, source.encoding), there["rain"].values[3:])
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        (np.arange(6) * 5, {"units": "minutes since 2024-06-01T12:00:00Z"}),
+        (np.arange(6) / 288, {"units": "days since 2024-06-01 12:00", "calendar": "standard"}),
+        ((np.arange(6) * 300).astype(">i4"), {"units": "seconds since 2024-06-01 12:00", "_FillValue": -1}),
+        (np.arange(6) * 5, {"units": "minutes since 2024-06-01 14:00:00 +2:00"}),
+    ],
+)
+def test_cf_times_are_utc_in_nanoseconds(frames, tmp_path, axis):
+    path = frames.write(tmp_path / "radar.zarr", axes={"time": axis})
+    times = open_source(frames.product(path).input).times
+    assert times.dtype == np.dtype("datetime64[ns]")
+    np.testing.assert_array_equal(times.astype("datetime64[s]"), frames.every(5, 6).astype("datetime64[s]"))
+
+
+minutes = st.integers(0, 10_000)
+
+
+@given(st.lists(minutes, min_size=1, max_size=20, unique=True).map(sorted), minutes, st.integers(0, 30))
+def test_the_nearest_time_is_the_nearest(times, wanted_minute, reach):
+    axis = np.array(times, "timedelta64[m]") + np.datetime64("2024-01-01", "ns")
+    found = find_nearest(
+        axis, np.datetime64("2024-01-01", "ns") + np.timedelta64(wanted_minute, "m"), np.timedelta64(reach, "m")
+    )
+    distances = [abs(t - wanted_minute) for t in times]
+    assert found == (distances.index(min(distances)) if min(distances) <= reach else None)
+
+
+def test_a_usual_step_survives_gaps_and_jitter(frames):
+    jitter = frames.every(5, 40) + np.random.default_rng(0).integers(-2, 3, 40) * np.timedelta64(1, "s")
+    gappy = np.delete(jitter, [3, 9, 10, 25])
+    assert abs(usual_step(gappy) - np.timedelta64(5, "m")) <= np.timedelta64(2, "s")
+
+
+def test_missing_within_limits_is_no_problem(frames, tmp_path):
+    product = frames.product(frames.write(tmp_path / "radar.zarr"))
+    cycle = find_inputs(open_source(product.input), product)
+    check_missing([0, 60, 95], 100, 0.95, cycle)
+
+
+def test_times_are_written_as_one_says_them():
+    assert text_of(np.datetime64("2024-06-01T12:00:07", "ns")) == "2024-06-01T12:00:07Z"
+
+
+@real_data
+@pytest.mark.parametrize(
+    ("name", "variable", "missing"),
+    [("fmi_20160928", "reflectivity", 0.2435), ("mrms_20190610", "precip_rate", 0.3573)],
+)
+def test_the_real_stores_are_read_unchanged(frames, name, variable, missing):
+    product = frames.product(str(DATA / f"{name}.zarr"), variable=variable, history=["-20min", "-10min", "0min"])
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    assert len(set(cycle.frame_indices)) == 3
+    window = Window(-50, 700, -50, 500)
+    raw = source.read(cycle, window)
+    with xr.open_zarr(product.input.store, mask_and_scale=False) as there:
+        expected = there[variable][list(cycle.frame_indices), :700, :500].values
+    np.testing.assert_array_equal(raw[:, 50:, 50:], expected)
+    assert (raw[:, :50] == source.encoding.fill).all()
+    whole = source.read_frames(cycle)
+    assert count_missing(whole, source.encoding)[-1] / source.grid.window.cells == pytest.approx(missing, abs=1e-3)
