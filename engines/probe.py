@@ -1,77 +1,211 @@
-"""Finds how far a model looks and on which lattice it may be cut, by running it: perturb a cell; shift the input."""
+"""Finds how far a model looks and on which lattice it may be cut, by running it: change a border; shift the input.
 
-from collections.abc import Callable
+A tile is exact where nothing that lies outside it could have changed the result. So the probe changes everything
+outside the borders of a tile and looks how deep the change comes. Borders lie on the lattice of the stride, as the
+borders of all tiles do, so every offset within a stride is tried at once.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from math import gcd
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import InferenceError, ModelError
 
-Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Tensor = NDArray[np.float32]
+Infer = Callable[[Tensor], Tensor]
+Shape = tuple[int, int]
 
-STRIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
-OFFSETS = (0, 1, 2, 3, 5, 7, 11, 15, 23, 31)  # where in a stride a cell lies decides how far it reaches
+STRIDES = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 24, 32, 36, 40, 48, 64)
+SIZES = (256, 512, 1024)
+BAND = 32
+PATCH = 8
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a model looks (`radius`, cells; None = everywhere) and its lattice (`stride`, cells)."""
+    """How far a model looks and where it may be cut.
+
+    Attributes:
+        radius: cells along a border of a tile that may feel what lies outside it; None = every cell may.
+        stride: tile sizes and starts are multiples of it, cells.
+    """
 
     radius: int | None
     stride: int
 
 
-def probe(infer: Infer, channels: int, size: int = 256) -> Reach:
-    """The reach of a model, measured on random tiles of `size` x `size` cells.
+def probe(
+    infer: Infer, channels: int, fixed: Shape | None = None, radius: int | Literal["global"] | None = None
+) -> Reach:
+    """The reach of a model, measured on random tiles of about 256 cells a side, up to 1024 if it looks far.
 
-    A radius of more than `size` / 2 - 32 cells cannot be told from a global one and comes out as None.
+    A radius of more than about 500 cells, or of nearly half a fixed tile, comes out as None. It may be too large (a
+    weight of exactly zero counts like any other); too small only for a network so narrow that its activations are
+    dead on all of the random tile: none of 800 random stacks of 2 to 4 planes, 1 of 200 with a single plane.
+
+    Args:
+        infer: (n, channel, h, w) to (n, lead, h, w); raises InferenceError for a shape that it does not take.
+        channels: of the input.
+        fixed: the one tile size (y, x) that the model takes; None = it takes many.
+        radius: the declared one, if any; then only the stride is measured.
 
     Raises:
-        ModelError: the model runs on no tile of this size, or is the same under no shift that was tried.
+        ModelError: the model runs on no such tile, gives NaN for finite input, or is the same under no shift.
     """
-    noise = np.random.default_rng(0).normal(size=(1, channels, 2 * size, 2 * size)).astype(np.float32)
-    try:
-        radius = _radius(infer, np.ascontiguousarray(noise[..., :size, :size]))
-    except InferenceError as error:
+    reach = None
+    for size in _sizes(fixed, radius):
+        trials = _trials(infer, channels, size, fixed)
+        first = next(trials, None)
+        if first is not None:
+            reach = _settle(first, chain([first], trials), radius)
+        if first is None or reach is None or reach.radius is not None:
+            break
+    if reach is None:
         raise ModelError(
-            f"cannot probe the model on a {size} x {size} tile, declare tile.radius and tile.stride: {error}"
-        ) from error
-    return Reach(radius, _stride(infer, noise, size, radius))
+            f"the model gives no finite result on a random tile of {fixed or SIZES[0]} cells, nor on one a little "
+            f"larger for any stride of {STRIDES}; declare tile.stride and tile.radius"
+        )
+    return reach
 
 
-def _radius(infer: Infer, tile: NDArray[np.float32]) -> int | None:
-    size, before, radius = tile.shape[-1], infer(tile), 0
-    for offset in OFFSETS:
-        cell = size // 2 - 16 + offset
-        for bump in (1e3, -1e3):
-            changed = tile.copy()
-            changed[..., cell, cell] += bump
-            rows, columns = np.nonzero((infer(changed) != before).any(axis=(0, 1)))
-            radius = max([radius, *np.abs(rows - cell), *np.abs(columns - cell)])
-    return None if radius >= size // 2 - 32 else int(radius)
+def _sizes(fixed: Shape | None, radius: int | Literal["global"] | None) -> tuple[int, ...]:
+    if isinstance(radius, int):
+        return (max(SIZES[0], 2 * radius + 4 * STRIDES[-1]),)
+    return SIZES if fixed is None and radius is None else SIZES[:1]
 
 
-def _stride(infer: Infer, noise: NDArray[np.float32], size: int, radius: int | None) -> int:
-    """The least shift of the input that shifts the output alike, judged away from the tile's border."""
-    margin = (size // 4 if radius is None else radius) + 1
-    first = infer(np.ascontiguousarray(noise[..., :size, :size]))
-    for shift in STRIDES:
-        if margin * 2 + shift < size and _runs_on(infer, noise, size, shift):
-            moved = infer(np.ascontiguousarray(noise[..., shift : shift + size, shift : shift + size]))
-            inner = slice(margin + shift, size - margin), slice(margin, size - margin - shift)
-            if np.array_equal(first[..., inner[0], inner[0]], moved[..., inner[1], inner[1]]):
-                return shift
+@dataclass(frozen=True)
+class _Trial:
+    """One stride on trial: a random field (1, channel, y, x), and the result of the tile at its corner."""
+
+    infer: Infer
+    noise: Tensor
+    out: Tensor
+    stride: int
+    is_fixed: bool
+
+    @property
+    def shape(self) -> Shape:
+        return self.out.shape[-2], self.out.shape[-1]
+
+    @property
+    def tile(self) -> Tensor:
+        return np.ascontiguousarray(self.noise[..., : self.shape[0], : self.shape[1]])
+
+    @property
+    def deepest(self) -> int:
+        """The largest radius that leaves a whole stride of cells to compare."""
+        return (min(self.shape) - 3 * self.stride) // 2
+
+
+def _trials(infer: Infer, channels: int, size: int, fixed: Shape | None) -> Iterator[_Trial]:
+    """Strides whose multiples the model takes; the edge of the tile is a multiple of the stride and of little else."""
+    for stride in STRIDES:
+        count = next(n for n in range(-(-size // stride), size + 30) if gcd(n, 30) == 1)
+        shape = fixed or (count * stride, count * stride)
+        if all(edge % stride == 0 for edge in shape):
+            field = _field((channels, *(edge + stride for edge in shape)))
+            for noise in (field, np.abs(field)):
+                out = _result(infer, np.ascontiguousarray(noise[..., : shape[0], : shape[1]]))
+                if out is not None and np.isfinite(out).all():
+                    yield _Trial(infer, noise, out, stride, fixed is not None)
+                    break
+
+
+def _field(shape: tuple[int, int, int]) -> Tensor:
+    """Random numbers (1, channel, y, x) in patches of very different size, so that no activation is dead everywhere."""
+    random = np.random.default_rng(0)
+    patches = random.choice([0, 0.01, 1, 1, 100], size=(-(-shape[1] // PATCH), -(-shape[2] // PATCH)))
+    sizes = np.kron(patches, np.ones((PATCH, PATCH)))[: shape[1], : shape[2]]
+    return (random.normal(size=(1, *shape)) * sizes).astype(np.float32)
+
+
+def _result(infer: Infer, tile: Tensor) -> Tensor | None:
+    """The result of a tile; None if the model does not take this size or changes it."""
+    try:
+        out = infer(tile)
+    except InferenceError:
+        return None
+    return out if out.shape[-2:] == tile.shape[-2:] else None
+
+
+def _settle(first: _Trial, trials: Iterator[_Trial], radius: int | Literal["global"] | None) -> Reach:
+    """The reach at the least stride under which the model is the same when shifted."""
+    if radius == "global" or (radius is None and _depth(first, _wild) > first.deepest):
+        return Reach(None, first.stride)
+    for trial in trials:
+        if _is_same_when_shifted(trial, trial.deepest if radius is None else radius):
+            found = max(_depth(trial, change) for change in CHANGES) if radius is None else radius
+            if found > trial.deepest:
+                return Reach(None, trial.stride)
+            if _is_same_when_shifted(trial, found):
+                return Reach(found, trial.stride)
     raise ModelError(
         f"shifting the input by none of {STRIDES} cells shifts the output alike; "
-        "declare tile.stride, or `radius: global` and run whole frames"
+        "declare tile.stride, or `radius: global` to run whole frames"
     )
 
 
-def _runs_on(infer: Infer, noise: NDArray[np.float32], size: int, stride: int) -> bool:
-    """True if the model takes a tile whose edge is a multiple of the stride but of little else."""
-    edge = max(stride, (size // 2 // stride) * stride - stride)
-    try:
-        return infer(np.ascontiguousarray(noise[..., :edge, :edge])).shape[-2:] == (edge, edge)
-    except InferenceError:
+def _is_same_when_shifted(trial: _Trial, margin: int) -> bool:
+    """True if a tile cut out one stride further, and smaller, has the same bits `margin` cells away from borders."""
+    stride, less = trial.stride, 0 if trial.is_fixed else 2 * trial.stride
+    rows, columns = (slice(stride, stride + edge - less) for edge in trial.shape)
+    moved = _result(trial.infer, np.ascontiguousarray(trial.noise[..., rows, columns]))
+    if moved is None:
         return False
+    ends = [min(edge, stride + edge - less) - margin for edge in trial.shape]
+    here, there = (tuple(slice(stride + margin - at, end - at) for end in ends) for at in (0, stride))
+    return np.array_equal(_bits(trial.out[..., *here]), _bits(moved[..., *there]))
+
+
+def _depth(trial: _Trial, change: Callable[[Tensor], Tensor]) -> int:
+    """Cells along a border that change when everything outside is changed, on any side."""
+    band = -(-BAND // trial.stride) * trial.stride
+    return max(_depth_of_corner(trial, band, change, side) for side in (1, -1))
+
+
+def _depth_of_corner(trial: _Trial, band: int, change: Callable[[Tensor], Tensor], side: int) -> int:
+    """As `_depth`, for the upper and left borders (side 1) or the lower and right ones (side -1)."""
+    tile = trial.tile
+    outside = np.ones(trial.shape, bool)
+    outside[band:, band:] = False
+    tile = np.where(outside[::side, ::side], change(tile), tile)
+    changed = (_bits(trial.infer(tile)) != _bits(trial.out)).any(axis=(0, 1))
+    rows, columns = np.nonzero(changed[::side, ::side][band:, band:])
+    return int(np.minimum(rows, columns).max(initial=-1)) + 1
+
+
+def _missing(tile: Tensor) -> Tensor:
+    """NaN: no sum drowns it, no activation ends it, only a maximum may."""
+    return np.full_like(tile, np.nan)
+
+
+def _huge(tile: Tensor) -> Tensor:
+    """So large that no path through many layers loses it to rounding."""
+    return np.full_like(tile, 1e30)
+
+
+def _hugely_negative(tile: Tensor) -> Tensor:
+    return np.full_like(tile, -1e30)
+
+
+def _wild(tile: Tensor) -> Tensor:
+    """Huge, of both signs."""
+    return np.copysign(np.float32(1e30), tile[..., ::-1, ::-1])
+
+
+def _other(tile: Tensor) -> Tensor:
+    """Like the inside, for models that clip."""
+    return tile[..., ::-1, :]
+
+
+CHANGES = (_wild, _missing, _huge, _hugely_negative, _other)
+
+
+def _bits(values: Tensor) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(values, np.float32).view(np.uint32)
