@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.base import Engine
 from engines.ort import OrtEngine
 from pipelines.grid import Window
-from pipelines.run import BlockResult, Forecaster, run_block
+from pipelines.run import BlockResult, Forecaster, Infer, run_block
 from pipelines.sink import Draft
 from pipelines.source import Cycle, Source, cut
 from pipelines.tiling import Block, Tiling
@@ -28,7 +29,7 @@ class Setup:
     tiling: Tiling
     decoder: Decoder
     encoder: Encoder
-    leads: int
+    leads: tuple[int, ...]
     batch: int
     mask_from_input: bool
 
@@ -43,8 +44,8 @@ class Worker:
             tiling=setup.tiling,
             decoder=setup.decoder,
             encoder=setup.encoder,
-            infer=self._engine,
-            leads=setup.leads,
+            infer=_of_leads(self._engine, setup.leads),
+            leads=len(setup.leads),
             batch=setup.batch,
             mask_from_input=setup.mask_from_input,
         )
@@ -69,3 +70,10 @@ class Worker:
     def pid(self) -> int:
         """The process, for monitoring and tests."""
         return os.getpid()
+
+
+def _of_leads(engine: Engine, leads: tuple[int, ...]) -> Infer:
+    """The engine, reduced to some of its lead times."""
+    if leads == tuple(range(engine.specs[1].shape[1] or len(leads))):
+        return engine
+    return lambda batch: engine(batch)[:, list(leads)]

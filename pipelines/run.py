@@ -1,0 +1,218 @@
+"""One block of one cycle: read its frames, cut tiles, infer, fit the results together, write its shards."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.grid import Window
+from pipelines.mosaic import Feather, crop
+from pipelines.sink import Draft, write_block
+from pipelines.source import count_missing
+from pipelines.tiling import Block, Tile, Tiling
+from pipelines.transform import Decoder, Encoder
+
+Raw = NDArray[np.generic]
+Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Read = Callable[[Window], Raw]
+
+Key = tuple[tuple[int, ...], bytes]
+
+REUSE_BYTES = 256_000_000
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Time spent in the stages of a block, seconds."""
+
+    read: float = 0.0
+    infer: float = 0.0
+    write: float = 0.0
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.read + other.read, self.infer + other.infer, self.write + other.write)
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a worker reports of a block it has written.
+
+    Attributes:
+        missing: missing cells of each input frame inside the block.
+    """
+
+    block: int
+    tiles_run: int
+    tiles_reused: int
+    missing: tuple[int, ...]
+    bytes_written: int
+    seconds: Seconds
+
+
+class Stopwatch:
+    """Adds up the time spent in named stages."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[stage] = self._spent.get(stage, 0.0) + perf_counter() - start
+
+    def seconds(self) -> Seconds:
+        return Seconds(**self._spent)
+
+
+class Reuse:
+    """Results of tiles whose whole input is one value (dry or missing), kept to be used again.
+
+    Equal inputs give equal outputs, so the forecast is the same to the bit. Results are dropped, oldest first,
+    when they outgrow `limit_bytes`.
+    """
+
+    def __init__(self, limit_bytes: int = REUSE_BYTES) -> None:
+        self._limit = limit_bytes
+        self._kept: OrderedDict[Key, NDArray[np.float32]] = OrderedDict()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
+
+    def get(self, key: Key) -> NDArray[np.float32]:
+        return self._kept[key]
+
+    def keep(self, key: Key, out: NDArray[np.float32]) -> None:
+        self._kept[key] = out.copy()
+        while sum(kept.nbytes for kept in self._kept.values()) > self._limit:
+            self._kept.popitem(last=False)
+
+
+def constant_key(raw: Raw) -> Key | None:
+    """What a tile (frame, h, w) holds if every cell of every frame has the same bits (NaN equals NaN), else None."""
+    bits = raw.view(f"u{raw.dtype.itemsize}")
+    first = bits[0, 0, 0]
+    if (bits[:, ::17, ::17] != first).any() or (bits != first).any():
+        return None
+    return raw.shape, first.tobytes()
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """Everything that turns the frames of a block into packed codes; one a worker, kept from cycle to cycle."""
+
+    tiling: Tiling
+    decoder: Decoder
+    encoder: Encoder
+    infer: Infer
+    leads: int
+    batch: int = 1
+    mask_from_input: bool = True
+    reuse: Reuse = field(default_factory=Reuse)
+
+
+class CropCanvas:
+    """A block's packed codes (lead, y, x), each cell written by the one tile whose core it is in."""
+
+    def __init__(self, forecaster: Forecaster, block: Block) -> None:
+        self._encoder, self._window = forecaster.encoder, block.window
+        self.codes = np.empty((forecaster.leads, *block.window.shape), forecaster.encoder.dtype)
+
+    def add(self, out: NDArray[np.float32], tile: Tile) -> None:
+        rows, columns = tile.core.within(self._window).slices
+        self._encoder.encode(crop(out, tile), self.codes[:, rows, columns])
+
+    def finish(self) -> NDArray[np.generic]:
+        return self.codes
+
+
+class FeatherCanvas:
+    """A block's packed codes (lead, y, x), each cell blended from the tiles that overlap it."""
+
+    def __init__(self, forecaster: Forecaster, block: Block) -> None:
+        self._encoder = forecaster.encoder
+        self._blend = Feather(forecaster.tiling, block.window, forecaster.leads)
+
+    def add(self, out: NDArray[np.float32], tile: Tile) -> None:
+        self._blend.add(self._encoder.mark_missing(out), tile)
+
+    def finish(self) -> NDArray[np.generic]:
+        values = self._blend.result()
+        codes = np.empty(values.shape, self._encoder.dtype)
+        self._encoder.encode(values, codes)
+        return codes
+
+
+def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) -> BlockResult:
+    """The block's part of the forecast, written into the draft.
+
+    Args:
+        read: gives the cycle's frames (frame, y, x), codes as stored, in a window that may reach beyond the grid.
+
+    Raises:
+        InputError: the store cannot give the frames.
+        OutputError: the shards cannot be written.
+    """
+    watch, seen = Stopwatch(), forecaster.tiling.reads(block)
+    with watch("read"):
+        raw = read(seen)
+    here = raw[:, *block.window.within(seen).slices]
+    codes, run, reused = infer_block(raw, seen, block, forecaster, watch)
+    with watch("write"):
+        if forecaster.mask_from_input:
+            forecaster.encoder.mask(codes, forecaster.decoder.is_missing(here[-1]))
+        written = write_block(draft, block.window, codes)
+    missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
+    return BlockResult(block.index, run, reused, missing, written, watch.seconds())
+
+
+def infer_block(
+    raw: Raw, seen: Window, block: Block, forecaster: Forecaster, watch: Stopwatch
+) -> tuple[NDArray[np.generic], int, int]:
+    """Packed codes (lead, y, x) of a block, tiles run, and tiles reused.
+
+    Args:
+        raw: (frame, y, x) codes as stored, of the window `seen`.
+    """
+    canvas = (FeatherCanvas if forecaster.tiling.mode == "feather" else CropCanvas)(forecaster, block)
+    tiles, run = forecaster.tiling.tiles(block), 0
+    for start in range(0, len(tiles), forecaster.batch):
+        batch = tiles[start : start + forecaster.batch]
+        with watch("infer"):
+            outs, ran = _infer_tiles(raw, seen, batch, forecaster)
+        run += ran
+        with watch("write"):
+            for tile, out in zip(batch, outs, strict=True):
+                canvas.add(out, tile)
+    return canvas.finish(), run, len(tiles) - run
+
+
+def _infer_tiles(
+    raw: Raw, seen: Window, tiles: Sequence[Tile], forecaster: Forecaster
+) -> tuple[list[NDArray[np.float32]], int]:
+    """Results (lead, h, w) of a few tiles, in order, and how many had to be run."""
+    cuts = [raw[:, *tile.window.within(seen).slices] for tile in tiles]
+    names = [constant_key(cut) or index for index, cut in enumerate(cuts)]
+    fresh = {name: cut for name, cut in zip(names, cuts, strict=True) if name not in forecaster.reuse}
+    outs = dict(zip(fresh, _infer_batch(list(fresh.values()), forecaster), strict=True))
+    results = [outs[name] if name in outs else forecaster.reuse.get(name) for name in names]
+    for name, out in outs.items():
+        if not isinstance(name, int):
+            forecaster.reuse.keep(name, out)
+    return results, len(fresh)
+
+
+def _infer_batch(cuts: Sequence[Raw], forecaster: Forecaster) -> NDArray[np.float32]:
+    """Results (n, lead, h, w), model space, of raw tiles (frame, h, w)."""
+    if not cuts:
+        return np.empty((0, forecaster.leads, 0, 0), np.float32)
+    batch = np.empty((len(cuts), *cuts[0].shape), np.float32)
+    for cut, tile in zip(cuts, batch, strict=True):
+        forecaster.decoder.decode(cut, tile)
+    return forecaster.infer(batch)

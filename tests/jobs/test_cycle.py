@@ -1,0 +1,151 @@
+"""Whole cycles on a local Ray: what is published, and what accidents leave behind."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import xarray as xr
+import zarr
+
+from jobs.cycle import Status, run_cycle
+from jobs.pool import Pool, cluster_resources, connect, disconnect
+from jobs.prepare import load, prepare
+from pipelines.errors import IncompleteError, InputError
+
+pytestmark = pytest.mark.ray
+TIME = np.datetime64("2024-06-01T12:20", "ns")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    connect(cores=2)
+    yield
+    disconnect()
+
+
+@pytest.fixture
+def ready(product):
+    """Prepares a product with overrides and gives it a pool."""
+    pools = []
+
+    def start(*overrides):
+        while pools:
+            pools.pop().close()
+        prepared = prepare(load(product, overrides), cluster_resources())
+        pools.append(Pool(prepared.setup, prepared.workers, prepared.gpu))
+        return prepared, pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.close()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def left_in_staging(product: Path) -> list[Path]:
+    return [p for p in (product.parent / "out" / "tiny" / ".staging").glob("*")]
+
+
+def test_a_published_cycle_opens_with_times_coordinates_and_units(ready):
+    report = run_cycle(*ready(), TIME)
+    ds = xr.open_zarr(report.path)
+    assert report.status is Status.PUBLISHED
+    assert ds.precip_rate.dims == ("init_time", "lead_time", "y", "x")
+    assert ds.init_time.values == [TIME]
+    assert list(ds.lead_time.values) == [np.timedelta64(m, "m") for m in (5, 10, 15)]
+    assert ds.precip_rate.attrs["units"] == "mm h-1"
+    assert np.isnan(ds.precip_rate[0, :, -1, -1]).all()
+    assert (ds.precip_rate[0, :, -1, 0] == 0).all()
+
+
+def test_the_forecast_equals_the_whole_frame_run_without_ray(ready):
+    prepared, pool = ready()
+    cut = xr.open_zarr(run_cycle(prepared, pool, TIME).path, mask_and_scale=False).load()
+    whole, lone = ready("tiling.tile=whole", "output.store=whole", "output.shards=[320,384]", "workers=1")
+    frame = xr.open_zarr(run_cycle(whole, lone, TIME).path, mask_and_scale=False)
+    np.testing.assert_array_equal(cut.precip_rate.values, frame.precip_rate.values)
+    assert prepared.plan.tiling.tile == (72, 72)
+    assert len(whole.plan.tiling.blocks()) == 1
+
+
+def test_a_rerun_is_a_no_op_and_replace_publishes_the_same_bytes(ready):
+    prepared, pool = ready()
+    first = run_cycle(prepared, pool, TIME)
+    assert run_cycle(prepared, pool, TIME).status is Status.ALREADY
+    again = run_cycle(prepared, pool, TIME, replace_published=True)
+    assert again.path != first.path
+    assert files_of(Path(again.path)) == files_of(Path(first.path))
+
+
+def test_killing_a_worker_mid_cycle_changes_nothing_in_the_published_bytes(ready):
+    prepared, pool = ready()
+    calm = run_cycle(prepared, pool, TIME)
+    victims = [ray.get(worker.pid.remote()) for worker in pool.workers.values()]
+
+    def kill_one(settled, total, results):
+        if settled and victims:
+            os.kill(victims.pop(), signal.SIGKILL)
+
+    report = run_cycle(prepared, pool, TIME, replace_published=True, progress=kill_one)
+    assert len(victims) < prepared.workers
+    assert report.status is Status.PUBLISHED
+    assert files_of(Path(report.path)) == files_of(Path(calm.path))
+
+
+def test_a_dry_half_is_run_once_and_reused(ready):
+    report = run_cycle(*ready(), TIME)
+    assert report.tiles_reused > 0
+    assert report.tiles_run + report.tiles_reused == 5 * 5
+
+
+def test_a_passed_deadline_publishes_nothing_unless_gaps_are_allowed(ready, product):
+    prepared, pool = ready("deadline=0.001s")
+    with pytest.raises(IncompleteError, match="the deadline passed"):
+        run_cycle(prepared, pool, TIME)
+    assert not list((product.parent / "out").rglob("*.zarr"))
+    assert left_in_staging(product) == []
+    patient, pool = ready("deadline=0.001s", "output.incomplete=publish")
+    report = run_cycle(patient, pool, TIME)
+    assert report.status is Status.GAPS
+    assert len(report.gaps) == report.blocks
+    ds = xr.open_zarr(report.path)
+    assert ds.attrs["squall_completeness"] == 0
+    assert np.isnan(ds.precip_rate.values).all()
+
+
+def test_a_damaged_frame_ends_the_cycle_and_leaves_nothing(ready, product):
+    prepared, pool = ready()
+    chunk = product.parent / "radar.zarr" / "precip_rate" / "c" / "4" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2 :] = b""
+    chunk.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="precip_rate"):
+        run_cycle(prepared, pool, TIME)
+    assert left_in_staging(product) == []
+
+
+def test_a_frame_that_is_all_missing_is_refused(ready, product):
+    prepared, pool = ready()
+    radar = zarr.open_group(product.parent / "radar.zarr", mode="r+")
+    radar["precip_rate"][4] = -32768
+    radar["precip_rate"][4, 0, 0] = 0
+    with pytest.raises(InputError, match="missing"):
+        run_cycle(prepared, pool, TIME)
+    assert left_in_staging(product) == []
+
+
+def test_an_interrupted_cycle_leaves_nothing_and_the_pool_works_on(ready, product):
+    prepared, pool = ready()
+
+    def interrupt(settled, total, results):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cycle(prepared, pool, TIME, progress=interrupt)
+    assert left_in_staging(product) == []
+    assert run_cycle(prepared, pool, TIME).status is Status.PUBLISHED
