@@ -152,15 +152,15 @@ def _settle(first: _Trial, trials: Iterator[_Trial], radius: int | Literal["glob
 
 
 def _is_same_when_shifted(trial: _Trial, margin: int) -> bool:
-    """True if a tile cut out one stride further, and smaller, has the same bits `margin` cells away from borders."""
+    """True if a tile cut out one stride further, and smaller, has the same values `margin` cells away from borders."""
     stride, less = trial.stride, 0 if trial.is_fixed else 2 * trial.stride
     rows, columns = (slice(stride, stride + edge - less) for edge in trial.shape)
     moved = _result(trial.infer, np.ascontiguousarray(trial.noise[..., rows, columns]))
     if moved is None:
         return False
     ends = [min(edge, stride + edge - less) - margin for edge in trial.shape]
-    here, there = (tuple(slice(stride + margin - at, end - at) for end in ends) for at in (0, stride))
-    return np.array_equal(_bits(trial.out[..., *here]), _bits(moved[..., *there]))
+    here, there = (tuple(slice(stride + margin - start, end - start) for end in ends) for start in (0, stride))
+    return np.array_equal(trial.out[:, :, here[0], here[1]], moved[:, :, there[0], there[1]])
 
 
 def _depth(trial: _Trial, change: Callable[[Tensor], Tensor]) -> int:
