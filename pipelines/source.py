@@ -342,10 +342,12 @@ def _decode_times(numbers: Raw, attributes: Mapping[str, Any], where: str) -> Ti
     numbers = np.where(missing, np.nan, numbers) if missing.any() else numbers
     units, calendar = attributes.get("units"), attributes.get("calendar", "standard")
     coded = xr.Dataset(coords={"time": ("time", numbers, {"units": units, "calendar": calendar})})
+    found = f"the time axis of {where} has units {units!r}, calendar {calendar!r}"
+    expected = "expected CF times of a real calendar, such as seconds since 1970-01-01"
     try:
         times: Raw = xr.decode_cf(coded)["time"].values
     except (ValueError, OverflowError) as error:
-        raise InputError(f"the time axis of {where} has units {units!r}, calendar {calendar!r}; not CF") from error
+        raise InputError(f"{found}; {expected}") from error
     if times.dtype.kind != "M":
-        raise InputError(f"the time axis of {where} has units {units!r}, calendar {calendar!r}; expected UTC times")
+        raise InputError(f"{found}; {expected}")
     return times.astype("datetime64[ns]")

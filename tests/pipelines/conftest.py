@@ -1,5 +1,6 @@
 """Tiny stores: a product that tests publish cycles of, and frames that they read."""
 
+import warnings
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -94,6 +95,7 @@ def shelf(tmp_path: Path) -> Shelf:
 
 
 RAIN = {"standard_name": "rainfall_rate", "units": "mm h-1", "scale_factor": 0.1, "_FillValue": -32768}
+METRES = {"units": "m"}
 SHAPE = (30, 41)
 
 
@@ -133,8 +135,8 @@ def write_frames(
     group = zarr.open_group(store, mode="w", zarr_format=zarr_format)
     usual = {
         dims[0]: (times.astype("datetime64[s]").astype(np.int64), {"units": "seconds since 1970-01-01"}),
-        dims[-2]: (np.arange(codes.shape[-2])[::-1] * 1000.0, {"units": "m", "standard_name": "projection_y_coordinate"}),
-        dims[-1]: (np.arange(codes.shape[-1]) * 1000.0, {"units": "m", "standard_name": "projection_x_coordinate"}),
+        dims[-2]: (np.arange(codes.shape[-2])[::-1] * 1000.0, METRES | {"standard_name": "projection_y_coordinate"}),
+        dims[-1]: (np.arange(codes.shape[-1]) * 1000.0, METRES | {"standard_name": "projection_x_coordinate"}),
     }
     for name, axis in (usual | (axes or {})).items():
         if axis is not None:
@@ -144,12 +146,20 @@ def write_frames(
     attributes = {"grid_mapping": "crs", **attributes}
     _write_array(group, "rain", codes, attributes, dims, zarr_format, fill_value=fill_value, **options)
     if consolidated:
-        zarr.consolidate_metadata(group.store)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Zarr v3 does not have it in its specification yet
+            zarr.consolidate_metadata(group.store)
     return str(store)
 
 
 def _write_array(
-    group: Any, name: str, values: Any, attributes: dict[str, Any], dims: tuple[str, ...], zarr_format: int, **options: Any
+    group: Any,
+    name: str,
+    values: Any,
+    attributes: dict[str, Any],
+    dims: tuple[str, ...],
+    zarr_format: int,
+    **options: Any,
 ) -> None:
     named = {"dimension_names": dims} if zarr_format == 3 else {}
     extra = {"_ARRAY_DIMENSIONS": list(dims)} if zarr_format == 2 else {}
@@ -158,14 +168,14 @@ def _write_array(
     array[...] = values
 
 
-def make_product(store: str, output: str = "forecasts", **changes: Any) -> Product:
+def make_product(store: str, root: str = "forecasts", **changes: Any) -> Product:
     """A product of the last three frames of `rain`; `changes` are of its input, or whole parts."""
     tree: dict[str, Any] = {
         "name": "rain",
         "input": {"store": store, "variable": "rain", "history": ["-10min", "-5min", "0min"]},
         "model": {"package": "builtin:persistence"},
         "lead_times": {"step": "5min", "until": "30min"},
-        "output": {"store": output, "variable": "rain_rate"},
+        "output": {"store": root, "variable": "rain_rate"},
     }
     parts = {key: value for key, value in changes.items() if key in Product.model_fields and key != "input"}
     tree["input"] |= {key: value for key, value in changes.items() if key not in parts}

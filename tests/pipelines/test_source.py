@@ -47,7 +47,6 @@ def wanted(codes, indices, window):
     return np.where(inside, picked, -32768)
 
 
-@pytest.mark.filterwarnings("ignore:.*zarr_format=3.*", "ignore:.*Consolidated metadata.*")
 @pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_layout_reads_the_same(frames, tmp_path, options):
     product = frames.product(frames.write(tmp_path / "radar.zarr", **options))
@@ -185,7 +184,7 @@ class _Files(http.server.SimpleHTTPRequestHandler):
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(404)
-            return None
+            return
         data = path.read_bytes()
         start, stop = 0, len(data)
         asked = self.headers.get("Range")
@@ -202,7 +201,7 @@ class _Files(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data[start:stop])
-        return None
+        return
 
     def do_GET(self):
         self.send_head()
