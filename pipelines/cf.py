@@ -21,7 +21,11 @@ from pipelines.shard import shard_codecs
 
 INIT_TIME, LEAD_TIME, VALID_TIME = "init_time", "lead_time", "valid_time"
 CONVENTIONS = "CF-1.11"
-_EPOCH = {"units": "seconds since 1970-01-01 00:00:00", "calendar": "standard"}
+_EPOCH = {
+    "units": "seconds since 1970-01-01 00:00:00",
+    "calendar": "standard",
+    "units_metadata": "leap_seconds: none",
+}
 _ENCODING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "coordinates", "grid_mapping", "dtype")
 _SMALL_CODECS: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
@@ -46,6 +50,7 @@ class Provenance:
     def attributes(self) -> dict[str, Attribute]:
         return {
             "source": f"model {self.model}; engine {self.engine}",
+            "history": f"squall: forecast made from frames of {self.input_store}",
             "squall_product": self.product,
             "squall_model": self.model,
             "squall_engine": self.engine,
