@@ -109,7 +109,7 @@ def _trials(infer: Infer, channels: int, size: int, fixed: Shape | None) -> Iter
         count = next(n for n in range(-(-size // stride), size + 30) if gcd(n, 30) == 1)
         shape = fixed or (count * stride, count * stride)
         if all(edge % stride == 0 for edge in shape):
-            field = _field((channels, *(edge + stride for edge in shape)))
+            field = _field(channels, shape[0] + stride, shape[1] + stride)
             for noise in (field, np.abs(field)):
                 out = _result(infer, np.ascontiguousarray(noise[..., : shape[0], : shape[1]]))
                 if out is not None and np.isfinite(out).all():
@@ -117,12 +117,12 @@ def _trials(infer: Infer, channels: int, size: int, fixed: Shape | None) -> Iter
                     break
 
 
-def _field(shape: tuple[int, int, int]) -> Tensor:
+def _field(channels: int, rows: int, columns: int) -> Tensor:
     """Random numbers (1, channel, y, x) in patches of very different size, so that no activation is dead everywhere."""
     random = np.random.default_rng(0)
-    patches = random.choice([0, 0.01, 1, 1, 100], size=(-(-shape[1] // PATCH), -(-shape[2] // PATCH)))
-    sizes = np.kron(patches, np.ones((PATCH, PATCH)))[: shape[1], : shape[2]]
-    return (random.normal(size=(1, *shape)) * sizes).astype(np.float32)
+    patches = random.choice([0, 0.01, 1, 1, 100], size=(-(-rows // PATCH), -(-columns // PATCH)))
+    sizes = np.kron(patches, np.ones((PATCH, PATCH)))[:rows, :columns]
+    return (random.normal(size=(1, channels, rows, columns)) * sizes).astype(np.float32)
 
 
 def _result(infer: Infer, tile: Tensor) -> Tensor | None:
