@@ -1,6 +1,6 @@
 """One cycle, from frames to a published forecast: inputs, draft, blocks, check, publish, or nothing at all."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from time import monotonic, sleep
 from typing import Any
@@ -14,7 +14,7 @@ from jobs.prepare import Prepared
 from pipelines.errors import AlreadyPublishedError, IncompleteError, NotYetError
 from pipelines.run import BlockResult, Seconds
 from pipelines.sink import Draft, abort, expire, open_draft, publish, sweep, write_block
-from pipelines.source import Cycle, check_missing, find_inputs
+from pipelines.source import Cycle, Source, check_missing, find_inputs
 from pipelines.tiling import Block
 
 _POLL_SECONDS = 1.0
@@ -47,7 +47,7 @@ class CycleReport:
     bytes_written: int = 0
     missing_share: float = 0.0
     gaps: tuple[str, ...] = ()
-    stages: Seconds = Seconds()
+    stages: Seconds = field(default_factory=Seconds)
     wait_seconds: float = 0.0
     publish_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -77,7 +77,7 @@ def run_cycle(
         OutputError: the forecast could not be written. After any error nothing was published.
     """
     start = monotonic()
-    cycle = wait_for_inputs(prepared, reference_time)
+    source, cycle = wait_for_inputs(prepared, reference_time)
     waited = monotonic() - start
     sweep(prepared.product.output.store, prepared.product.name)
     try:
@@ -85,7 +85,7 @@ def run_cycle(
     except AlreadyPublishedError as error:
         return CycleReport(prepared.product.name, cycle.reference_time, Status.ALREADY, str(error))
     try:
-        report = _fill(prepared, pool, cycle, draft, start, progress)
+        report = _fill(prepared, pool, source, cycle, draft, start, progress)
         publishing = monotonic()
         published = publish(draft, _outcome(report), replace_published)
     except AlreadyPublishedError as error:
@@ -100,8 +100,8 @@ def run_cycle(
                    total_seconds=done - start)  # fmt: skip
 
 
-def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) -> Cycle:
-    """The cycle's inputs, looked for until they are there or `input.wait` has passed.
+def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) -> tuple[Source, Cycle]:
+    """The store as it stands and the cycle's frames in it, looked for until they are there or `input.wait` has passed.
 
     Raises:
         InputError: the frames are not there or not fit for use.
@@ -109,7 +109,8 @@ def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) ->
     give_up = monotonic() + prepared.product.input.wait.total_seconds()
     while True:
         try:
-            return find_inputs(prepared.source, prepared.product, reference_time)
+            source = prepared.source.refresh()
+            return source, find_inputs(source, prepared.product, reference_time)
         except NotYetError:
             if monotonic() >= give_up:
                 raise
@@ -132,7 +133,7 @@ def _open(prepared: Prepared, cycle: Cycle, replace_published: bool) -> Draft:
 
 
 def _fill(
-    prepared: Prepared, pool: Pool, cycle: Cycle, draft: Draft, start: float, progress: Progress
+    prepared: Prepared, pool: Pool, source: Source, cycle: Cycle, draft: Draft, start: float, progress: Progress
 ) -> CycleReport:
     """The draft with every shard written, and what it took.
 
@@ -144,7 +145,7 @@ def _fill(
     drive = Drive(
         pool,
         blocks,
-        (cycle, draft, _shared_frames(prepared, cycle)),
+        (cycle, draft, _shared_frames(source, cycle)),
         None if deadline is None else start + deadline.total_seconds(),
         progress,
     )
@@ -159,16 +160,17 @@ def _fill(
     return _report(prepared, cycle, blocks, results, gaps)
 
 
-def _shared_frames(prepared: Prepared, cycle: Cycle) -> Any:
-    """Whole frames in Ray's object store, where the chunks of the store are whole frames; else None."""
-    return ray.put(prepared.source.read_frames(cycle)) if prepared.source.is_one_chunk_per_frame else None
+def _shared_frames(source: Source, cycle: Cycle) -> Any:
+    """In Ray's object store: whole frames, where the chunks of the store are whole frames; else the source."""
+    return ray.put(source.read_frames(cycle) if source.is_one_chunk_per_frame else source)
 
 
 def _check_missing(prepared: Prepared, cycle: Cycle, results: list[BlockResult], complete: bool) -> None:
     if complete:
         counts = np.sum([result.missing for result in results], axis=0)
         cells = prepared.layout.shape[1] * prepared.layout.shape[2]
-        check_missing(counts, cells, prepared.product.input.max_missing, cycle)
+        spec = prepared.product.input
+        check_missing(counts, cells, spec.max_missing, cycle, spec.missing_frame)
 
 
 def _leave_gaps(prepared: Prepared, draft: Draft, given_up: list[tuple[Block, str]]) -> tuple[str, ...]:
@@ -217,5 +219,3 @@ def _expire(prepared: Prepared, cycle: Cycle) -> None:
     keep = prepared.product.output.keep
     if keep is not None:
         expire(prepared.product.output.store, prepared.product.name, keep, cycle.reference_time)
-
-

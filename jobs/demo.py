@@ -42,5 +42,7 @@ def run_demo(folder: Path) -> Exit:
         report = forecast(file, [], REFERENCE_TIME, replace=False, progress=progress)
     show.cycle_table(report)
     draw_cycle(file, [], REFERENCE_TIME, picture)
-    show.out.print(f"\npicture       {picture}\nproduct file  {file}\nagain with    squall run {file} --time 2024-06-01T13:45Z")
+    show.out.print(
+        f"\npicture       {picture}\nproduct file  {file}\nagain with    squall run {file} --time 2024-06-01T13:45Z"
+    )
     return Exit.GAPS if report.gaps else Exit.PUBLISHED

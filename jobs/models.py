@@ -14,7 +14,8 @@ import numpy as np
 from engines.model import ModelPackage, load_package
 from engines.zoo import KINDS, AdvectionSpec, PersistenceSpec, Spec, UnetSpec, write_package
 from pipelines.errors import ConfigError
-from pipelines.product import Last, Product
+from pipelines.frames import frame_offsets
+from pipelines.product import Product
 from pipelines.source import Source
 
 BUILTIN = "builtin:"
@@ -39,18 +40,9 @@ def find_package(product: Product, source: Source) -> ModelPackage:
     return package
 
 
-def history_of(product: Product, source: Source) -> tuple[timedelta, ...]:
-    """Offsets of the frames from the reference time, oldest first; `last: N` counts in steps of the store."""
-    history = product.input.history
-    if not isinstance(history, Last):
-        return history
-    step = timedelta(seconds=float(np.diff(source.times[-2:])[-1] / np.timedelta64(1, "s")) if history.last > 1 else 0)
-    return tuple(-step * n for n in range(history.last - 1, -1, -1))
-
-
 def _builtin_spec(name: str, product: Product, source: Source) -> Spec:
     kind = name.removeprefix(BUILTIN)
-    history = tuple(offset / timedelta(minutes=1) for offset in history_of(product, source))
+    history = tuple(t / np.timedelta64(1, "m") for t in frame_offsets(source.times, product.input, source.where))
     leads = tuple(lead / timedelta(minutes=1) for lead in product.leads)
     try:
         match kind:
@@ -110,7 +102,10 @@ def package_rows(folder: Path) -> tuple[Sequence[str], list[tuple[str, str]]]:
         ("input", f"{given.frames} frames of {given.standard_name}, {given.units}"),
         ("output", f"{returned.standard_name}, {returned.units}"),
         ("lead times", f"{leads} min"),
-        ("tile", f"stride {tile.stride or 'measured'}, radius {tile.radius if tile.radius is not None else 'measured'}"),
+        (
+            "tile",
+            f"stride {tile.stride or 'measured'}, radius {tile.radius if tile.radius is not None else 'measured'}",
+        ),
         ("graph sha256", package.graph_sha256),
         ("weights sha256", package.weights_sha256),
     ]

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,23 +14,41 @@ from jobs.worker import Setup, Worker
 from pipelines.planner import Crew
 
 _OBJECT_STORE_BYTES = 10**9
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKEN_FILE = Path("~/.ray/auth_token")
 
 
 def connect(cores: int | None = None) -> None:
-    """Join the cluster of RAY_ADDRESS, or start a local Ray on loopback; does nothing if already joined."""
+    """Join the cluster of RAY_ADDRESS, or start a local Ray on loopback; does nothing if already joined.
+
+    Raises:
+        ConnectionError: no cluster answers at RAY_ADDRESS, or it does not know our token.
+    """
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" not in os.environ:
-        options |= {
-            "address": "local",
-            "include_dashboard": False,
-            "num_cpus": cores or os.cpu_count(),
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
-        }
-    ray.init(**options)
+        ray.init(**quiet, **_local(cores))
+        return
+    if any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for one, `ray.init` sends none by itself
+    try:
+        ray.init(**quiet)
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise ConnectionError(
+            f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} lets us in: {error}; is it running, and is its "
+            f"token in RAY_AUTH_TOKEN or {_TOKEN_FILE}?"
+        ) from error
+
+
+def _local(cores: int | None) -> dict[str, Any]:
+    return {
+        "address": "local",
+        "include_dashboard": False,
+        "num_cpus": cores or os.cpu_count(),
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }
 
 
 def disconnect() -> None:

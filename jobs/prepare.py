@@ -1,11 +1,13 @@
 """From a product file to everything a cycle needs that stays the same from cycle to cycle."""
 
 import importlib.metadata
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from engines.base import EngineError
 from engines.footprint import bytes_per_cell
 from engines.model import Contract, ModelPackage, Transform
 from engines.ort import OrtEngine
@@ -15,13 +17,16 @@ from jobs.models import find_package
 from jobs.pool import Resources
 from jobs.worker import Setup
 from pipelines.cf import Attribute, Provenance
-from pipelines.errors import ConfigError
+from pipelines.check import Problem, check_fit, check_product
+from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Needs, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
 from pipelines.transform import ModelNeeds, make_decoder, make_encoder, make_space, output_quantity
 from pipelines.units import Quantity
+
+T = TypeVar("T")
 
 _VERSIONED = ("numpy", "onnxruntime", "zarr", "ray")
 
@@ -73,7 +78,11 @@ def load(file: Path, overrides: Sequence[str]) -> Loaded:
     product = load_product(file, overrides)
     source = open_source(product.input)
     package = find_package(product, source)
-    return Loaded(product, source, package, model_needs(package.contract), tile_needs(package))
+    model = model_needs(package.contract)
+    problems = check_fit(product, source, model)
+    if problems:
+        raise ConfigError("\n  ".join([f"{len(problems)} problem(s) in {file}:", *map(str, problems)]))
+    return Loaded(product, source, package, model, tile_needs(package))
 
 
 def prepare(loaded: Loaded, resources: Resources) -> Prepared:
@@ -90,11 +99,10 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     setup = Setup(
         model=loaded.package.onnx_path,
         threads=max(1, resources.cores // workers),
-        source=source,
         tiling=plan.tiling,
         decoder=make_decoder(source.encoding, product.input, model),
         encoder=make_encoder(product.output, model),
-        leads=lead_indices(product, model),
+        leads=tuple(model.leads.index(lead) for lead in product.leads),
         batch=plan.batch,
         mask_from_input=model.coverage == "input",
     )
@@ -130,19 +138,6 @@ def tile_needs(package: ModelPackage) -> Needs:
     return Needs(reach.radius, reach.stride, bytes_per_cell(package.onnx_path, package.contract.input.frames))
 
 
-def lead_indices(product: Product, model: ModelNeeds) -> tuple[int, ...]:
-    """Which of the model's lead times the product publishes.
-
-    Raises:
-        ConfigError: a lead time that the model does not make.
-    """
-    unknown = [lead for lead in product.leads if lead not in model.leads]
-    if unknown:
-        raise ConfigError(f"lead time {unknown[0]} of product {product.name!r} is none of the model's: "
-                          f"{', '.join(map(str, model.leads))}")  # fmt: skip
-    return tuple(model.leads.index(lead) for lead in product.leads)
-
-
 def attributes_of(product: Product, model: ModelNeeds) -> dict[str, Attribute]:
     """CF attributes of the forecast variable: the model's quantity, and what the product file adds."""
     quantity = output_quantity(product.output, model)
@@ -153,3 +148,65 @@ def attributes_of(product: Product, model: ModelNeeds) -> dict[str, Attribute]:
 
 def _numbers(transform: Transform) -> dict[str, Any]:
     return transform.model_dump()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """How a product's grid would be cut, with what that was decided from."""
+
+    plan: Plan
+    layout: Layout
+    tiles: Needs
+    workers: int
+    threads: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values to show."""
+        tiling, needs = self.plan.tiling, self.tiles
+        radius = "the whole frame" if needs.radius is None else f"{needs.radius} cells"
+        return [
+            ("grid", _by(tiling.grid)),
+            ("model", f"radius {radius}, stride {needs.stride}, {needs.bytes_per_cell:.0f} bytes per cell"),
+            ("mode", tiling.mode),
+            ("tile", f"{_by(tiling.tile)}, halo {tiling.halo}, core {_by(tiling.core)}"),
+            ("batch", f"{self.plan.batch} of {tiling.tile_count} tiles, {self.plan.memory_bytes / 1e9:.2f} GB"),
+            ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)}, cells"),
+            ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
+            ("workers", f"{self.workers} with {self.threads} thread(s)"),
+        ]
+
+
+def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
+    """How the grid of a product would be cut on this machine; no Ray is started."""
+    loaded = load(file, overrides)
+    prepared = prepare(loaded, Resources(0, os.cpu_count() or 1))
+    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, prepared.setup.threads)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def find_problems(file: Path, overrides: Sequence[str]) -> list[Problem]:
+    """Every problem of a product file, its store and its model at once; an empty list means that it can run."""
+    try:
+        product = load_product(file, overrides)
+    except ConfigError as error:
+        return [Problem("product file", str(error))]
+    source = _tried(lambda: open_source(product.input))
+    package = _tried(lambda: find_package(product, source)) if isinstance(source, Source) else None
+    if not isinstance(package, ModelPackage):
+        reason = package or ConfigError(f"{product.model.package} is checked once the input store can be opened")
+        return check_product(product, source, reason)
+    model, tiles = _tried(lambda: model_needs(package.contract)), _tried(lambda: tile_needs(package))
+    if isinstance(tiles, Exception):
+        return check_product(product, source, tiles)
+    return check_product(product, source, model, tiles)
+
+
+def _tried(action: Callable[[], T]) -> T | Exception:
+    """What an action gives, or the error it refuses with."""
+    try:
+        return action()
+    except (PipelineError, EngineError) as error:
+        return error

@@ -1,7 +1,6 @@
 """The worker: one engine (on one GPU where there is one), fed block after block. Where grids and engines meet."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 
 from engines.base import Engine
 from engines.ort import OrtEngine
-from pipelines.grid import Window
-from pipelines.run import BlockResult, Forecaster, Infer, run_block
+from pipelines.run import BlockResult, Forecaster, Infer, Read, run_block
 from pipelines.sink import Draft
 from pipelines.source import Cycle, Source, cut
 from pipelines.tiling import Block, Tiling
@@ -25,7 +23,6 @@ class Setup:
 
     model: Path
     threads: int
-    source: Source
     tiling: Tiling
     decoder: Decoder
     encoder: Encoder
@@ -38,7 +35,6 @@ class Worker:
     """One engine and its forecaster. Runs as a Ray actor, or in the driver for a test."""
 
     def __init__(self, setup: Setup) -> None:
-        self._source = setup.source
         self._engine = OrtEngine(setup.model, setup.threads)
         self._forecaster = Forecaster(
             tiling=setup.tiling,
@@ -50,22 +46,18 @@ class Worker:
             mask_from_input=setup.mask_from_input,
         )
 
-    def run(
-        self, block: Block, cycle: Cycle, draft: Draft, frames: NDArray[np.generic] | None = None
-    ) -> BlockResult:
+    def run(self, block: Block, cycle: Cycle, draft: Draft, frames: Source | NDArray[np.generic]) -> BlockResult:
         """Make one block of a cycle.
 
         Args:
-            frames: (frame, y, x) whole frames, codes as stored, if the node shares them; else the store is read.
+            frames: whole frames (frame, y, x), codes as stored, that the node shares; or the source to read from.
         """
         return run_block(block, self._reader(cycle, frames), self._forecaster, draft)
 
-    def _reader(
-        self, cycle: Cycle, frames: NDArray[np.generic] | None
-    ) -> Callable[[Window], NDArray[np.generic]]:
-        if frames is None:
-            return partial(self._source.read, cycle)
-        return partial(cut, frames, fill=self._source.encoding.fill)
+    def _reader(self, cycle: Cycle, frames: Source | NDArray[np.generic]) -> Read:
+        if isinstance(frames, Source):
+            return partial(frames.read, cycle)
+        return partial(cut, frames, fill=self._forecaster.decoder.encoding.fill)
 
     def pid(self) -> int:
         """The process, for monitoring and tests."""

@@ -59,15 +59,25 @@ def check_product(
     if isinstance(source, Exception):
         problems.append(Problem("input.store", str(source)))
     else:
-        problems += [*_check_grid(source.grid), *_check_times(source, product), *_check_room(source.grid, product)]
+        problems += [*_check_times(source, product), *_check_room(source.grid, product)]
         problems += _check_tiling(source.grid, product, tile)
     if isinstance(model, Exception):
         problems.append(Problem("model.package", str(model)))
-    else:
-        problems += [*_check_model(product, model), *_check_leads(product, model), *_check_packing(product, model)]
-    if isinstance(source, Source) and isinstance(model, ModelNeeds):
-        problems += [*_check_cadence(source, product.input, model), *_check_quantity(source.encoding, product, model)]
+    elif isinstance(source, Source):
+        problems += check_fit(product, source, model)
     return problems
+
+
+def check_fit(product: Product, source: Source, model: ModelNeeds) -> list[Problem]:
+    """Why a product, its store and its model would give a wrong forecast, whatever frames have arrived."""
+    return [
+        *_check_grid(source.grid),
+        *_check_model(product, model),
+        *_check_leads(product, model),
+        *_check_packing(product, model),
+        *_check_cadence(source, product.input, model),
+        *_check_quantity(source.encoding, product, model),
+    ]
 
 
 def _refusal(where: str, action: Callable[[], object]) -> Iterator[Problem]:

@@ -58,7 +58,7 @@ def make_plan(grid: Shape, shard: Shape, needs: Needs, spec: TilingSpec, crew: C
         ConfigError: nothing fits; names the number that is in the way.
     """
     halo = _halo(needs, spec)
-    tilings = [t for t in _candidates(grid, shard, halo, needs, spec)]
+    tilings = list(_candidates(grid, shard, halo, needs, spec))
     fitting = [t for t in tilings if _memory(t, needs) <= spec.memory]
     if not fitting:
         least = min((_memory(t, needs) for t in tilings), default=0)

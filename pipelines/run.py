@@ -1,7 +1,7 @@
 """One block of one cycle: read its frames, cut tiles, infer, fit the results together, write its shards."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -80,15 +80,15 @@ class Reuse:
 
     def __init__(self, limit_bytes: int = REUSE_BYTES) -> None:
         self._limit = limit_bytes
-        self._kept: OrderedDict[Key, NDArray[np.float32]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
 
-    def get(self, key: Key) -> NDArray[np.float32]:
+    def get(self, key: Hashable) -> NDArray[np.float32]:
         return self._kept[key]
 
-    def keep(self, key: Key, out: NDArray[np.float32]) -> None:
+    def keep(self, key: Hashable, out: NDArray[np.float32]) -> None:
         self._kept[key] = out.copy()
         while sum(kept.nbytes for kept in self._kept.values()) > self._limit:
             self._kept.popitem(last=False)
@@ -198,10 +198,10 @@ def _infer_tiles(
 ) -> tuple[list[NDArray[np.float32]], int]:
     """Results (lead, h, w) of a few tiles, in order, and how many had to be run."""
     cuts = [raw[:, *tile.window.within(seen).slices] for tile in tiles]
-    names = [constant_key(cut) or index for index, cut in enumerate(cuts)]
+    names: list[Hashable] = [constant_key(cut) or index for index, cut in enumerate(cuts)]
     fresh = {name: cut for name, cut in zip(names, cuts, strict=True) if name not in forecaster.reuse}
     outs = dict(zip(fresh, _infer_batch(list(fresh.values()), forecaster), strict=True))
-    results = [outs[name] if name in outs else forecaster.reuse.get(name) for name in names]
+    results = [forecaster.reuse.get(name) if name in forecaster.reuse else outs[name] for name in names]
     for name, out in outs.items():
         if not isinstance(name, int):
             forecaster.reuse.keep(name, out)

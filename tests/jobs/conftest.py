@@ -51,7 +51,9 @@ def write_blur(folder: Path, kernel: int = 9, frames: int = 2, layers: int = 1) 
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", LEADS, "h", "w"])],
         weights,
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "model.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "model.onnx"
+    )
     rain = {"standard_name": "lwe_precipitation_rate", "units": "mm h-1"}
     contract = {
         "name": "blur",

@@ -204,8 +204,8 @@ def test_every_problem_is_named_at_once(problems):
     )
     keys = [problem.partition(":")[0] for problem in found]
     assert keys == [
-        "input.store",
         "tiling",
+        "input.store",
         "lead_times",
         "output.packing.scale_factor",
         "input.history",

@@ -1,0 +1,105 @@
+"""The three ways to run: a local Ray that squall starts, a running cluster, and a submitted Ray job."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def command(*args, env=None, timeout=120):
+    return subprocess.run(list(map(str, args)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def environment(**more) -> dict[str, str]:
+    """What a cron job has, without a cluster of the machine that runs the tests."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"} | more
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The environment of a client of a head node on loopback with a dashboard and a token."""
+    port, dashboard = free_port(), free_port()
+    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    with tempfile.TemporaryDirectory(prefix="sq", ignore_cleanup_errors=True) as folder:
+        head = subprocess.Popen(
+            [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+             "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--object-store-memory=200000000"],
+            env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(30)
+
+
+def wait_for_dashboard(env):
+    for _ in range(60):
+        if command(BIN / "ray", "job", "list", env=env | {"RAY_ADDRESS": env["DASHBOARD"]}).returncode == 0:
+            return
+        time.sleep(1)
+    pytest.fail("the dashboard of the test cluster did not come up within a minute")
+
+
+def test_a_local_ray_is_started_and_ended(product):
+    done = command(BIN / "squall", "run", product, "--format", "json", env=environment())
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["status"] == "published"
+    assert xr.open_zarr(report["path"]).sizes["lead_time"] == 3
+
+
+def test_a_running_cluster_is_joined_by_its_address(product, cluster):
+    wait_for_dashboard(cluster)
+    done = command(BIN / "squall", "run", product, "output.store=joined", env=cluster)
+    assert done.returncode == 0, done.stderr
+    assert (product.parent / "joined" / "tiny" / "latest.zarr").exists()
+
+
+def test_a_submitted_job_publishes(product, cluster):
+    wait_for_dashboard(cluster)
+    env = cluster | {"RAY_ADDRESS": cluster["DASHBOARD"]}
+    done = command(
+        BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.nowcast", product, env=env
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (product.parent / "out" / "tiny" / "latest.zarr").exists()
+
+
+def test_a_cluster_that_is_not_there_is_named(product):
+    done = command(BIN / "squall", "run", product, env=environment(RAY_ADDRESS=f"127.0.0.1:{free_port()}"))
+    assert done.returncode == 1
+    assert "RAY_ADDRESS" in done.stderr
+
+
+def test_ctrl_c_stops_cleanly_and_publishes_nothing(product):
+    slow = ["tiling.tile=[16,16]", "output.shards=[8,8]", "output.chunks=[8,8]"]
+    run = subprocess.Popen(
+        [BIN / "squall", "run", product, *slow], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    staging = product.parent / "out" / "tiny" / ".staging"
+    while run.poll() is None and not list(staging.glob("*~*/store/precip_rate/c/0/0/*/*")):
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=30)
+    assert run.returncode == 130, stderr
+    assert "nothing was published" in stderr
+    assert not list((product.parent / "out").rglob("*.zarr"))
+    assert not list(staging.glob("*"))
