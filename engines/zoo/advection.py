@@ -25,6 +25,7 @@ STIFFNESS = 1e-3  # weight of the coarser motion in the least squares, per km2 o
 FILL_BEYOND_KM = 48.0  # the coarsest window itself carries motion this far from an echo
 LOOSE = 0.3  # part of the stiffness for motion that fills its surroundings: held tighter, small storms are slowed
 TINY_CERTAINTY = 1e-5  # below it there is nothing to fill from, and motion is rest
+UNSEEN = 1e-3  # weight of cells at the edge of coverage, against 1 within, in the mean of aligned fields
 SIDE = 1 / 8  # blur of the sampled field, per side: what bilinear sampling does on average, to the nearest eighth
 MISSING = -1.0
 MISSING_BELOW = -0.5
@@ -227,30 +228,46 @@ def _blur(graph: Graph, value: str, channels: int) -> str:
     return _separable(graph, value, channels, kernel, kernel)
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier field moved to where its rain is at the reference time, as far as motion is known."""
+
+    minutes: float
+    field: str
+    seen: str
+    moved_km: str | None
+
+
 def _refine(graph: Graph, spec: AdvectionSpec, level: Level, fields: str, observed: str, velocity: str | None) -> str:
     """Velocity (n, 2, h, w), km min-1, after one least-squares step at a level; from the coarser one, if any."""
     newest = len(spec.history_minutes) - 1
-    now, seen = graph.channels(fields, newest, newest + 1), graph.channels(observed, newest, newest + 1)
-    lattice = _lattice(graph, now)
-    pairs = []
-    for frame, minutes in enumerate(-np.array(spec.history_minutes[:-1])):
-        then = graph.concat([graph.channels(value, frame, frame + 1) for value in (fields, observed)])
-        moved_km = None
+    now, seen = (graph.channels(value, newest, newest + 1) for value in (fields, observed))
+    earlier = _align(graph, spec, level, fields, observed, velocity)
+    slope = _slope(graph, level, [(now, seen), *((one.field, one.seen) for one in earlier)])
+    weight, pull = "", ""
+    for one in earlier:
+        both = graph.mul(seen, one.seen)
+        change = graph.sub(one.field, now)
+        if one.moved_km is not None:
+            change = graph.add(change, _dot(graph, slope, one.moved_km))
+        weight = _sum(graph, weight, graph.scale(both, one.minutes**2))
+        pull = _sum(graph, pull, graph.mul(graph.scale(both, one.minutes), change))
+    return _solve(graph, spec, level, slope, weight, pull, velocity)
+
+
+def _align(
+    graph: Graph, spec: AdvectionSpec, level: Level, fields: str, observed: str, velocity: str | None
+) -> list[Earlier]:
+    lattice, aligned = _lattice(graph, fields), []
+    for frame, minutes in enumerate(-np.array(spec.history_minutes[:-1], float)):
+        then, moved_km = graph.concat([graph.channels(value, frame, frame + 1) for value in (fields, observed)]), None
         if velocity is not None:
             cells = graph.op("Round", graph.mul(velocity, _per_axis(graph, minutes / np.array(level.spacing_km))))
             then = _shift(graph, then, cells, lattice, "zeros")
             moved_km = graph.mul(cells, _per_axis(graph, level.spacing_km))
-        pairs.append((float(minutes), graph.channels(then, 0, 1), graph.channels(then, 1, 2), moved_km))
-    slope = _slope(graph, level, [now, *(then for _, then, _, _ in pairs)])
-    weight, pull = "", ""
-    for minutes, then, seen_then, moved_km in pairs:
-        both = graph.mul(seen, seen_then)
-        change = graph.sub(then, now)
-        if moved_km is not None:
-            change = graph.add(change, _dot(graph, slope, moved_km))
-        weight = _sum(graph, weight, graph.scale(both, minutes**2))
-        pull = _sum(graph, pull, graph.mul(graph.scale(both, minutes), change))
-    return _solve(graph, spec, level, slope, weight, pull, velocity)
+        field, seen = graph.channels(then, 0, 1), graph.channels(then, 1, 2)
+        aligned.append(Earlier(float(minutes), field, seen, moved_km))
+    return aligned
 
 
 def _sum(graph: Graph, total: str, value: str) -> str:
@@ -265,15 +282,19 @@ def _dot(graph: Graph, left: str, right: str) -> str:
     return graph.op("ReduceSum", graph.mul(left, right), graph.integers([1]), keepdims=1)
 
 
-def _slope(graph: Graph, level: Level, fields: list[str]) -> str:
-    """Slope (n, 2, h, w), per km, of the mean of the aligned fields: taking one of them alone is biased to rest."""
-    total = fields[0]
-    for field in fields[1:]:
-        total = graph.add(total, field)
+def _slope(graph: Graph, level: Level, fields: list[tuple[str, str]]) -> str:
+    """Slope (n, 2, h, w), per km, of the mean of the aligned fields where they are seen.
+
+    Taking the newest alone makes motion too slow; counting unseen cells as dry makes it too fast.
+    """
+    total, count = "", ""
+    for field, seen in fields:
+        share = graph.add(seen, graph.floats(UNSEEN))
+        total, count = _sum(graph, total, graph.mul(field, share)), _sum(graph, count, share)
     kernel = np.zeros((2, 1, 3, 3))
-    kernel[0, 0, 1, :] = np.array([-0.5, 0, 0.5]) / level.spacing_km[0] / len(fields)
-    kernel[1, 0, :, 1] = np.array([-0.5, 0, 0.5]) / level.spacing_km[1] / len(fields)
-    return graph.op("Conv", total, graph.floats(kernel), pads=(1, 1, 1, 1))
+    kernel[0, 0, 1, :] = np.array([-0.5, 0, 0.5]) / level.spacing_km[0]
+    kernel[1, 0, :, 1] = np.array([-0.5, 0, 0.5]) / level.spacing_km[1]
+    return graph.op("Conv", graph.div(total, count), graph.floats(kernel), pads=(1, 1, 1, 1))
 
 
 def _solve(

@@ -149,6 +149,15 @@ class TestMissing:
         frames = np.full((1, 3, 64, 96), value, np.float32)
         np.testing.assert_array_equal(load(write_graph(SHORT))(frames), np.full((1, 3, 64, 96), value))
 
+    @pytest.mark.parametrize("frame", [0, 1])
+    def test_an_earlier_field_that_is_missing_changes_the_motion_little(self, frame, drifting, load):
+        frames = drifting((384, 384), (0, 4), cells=120)
+        gap = frames.copy()
+        gap[:, frame] = -1
+        run = load(write_graph(AdvectionSpec((1.0, 1.0), lead_minutes=(30,))))
+        inside = (0, 0, slice(60, -60), slice(60, -60))
+        assert hits_share(run(gap)[inside], run(frames)[inside]) > 0.9
+
     def test_the_edge_of_coverage_does_not_hold_rain_back(self, drifting, load):
         frames = drifting((384, 384), (0, 4), cells=120)
         holed = frames.copy()
