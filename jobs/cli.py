@@ -215,6 +215,34 @@ def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
 
 
 @main.command()
+@product_file
+@overrides
+@click.option("--threshold", "thresholds", type=float, multiple=True, default=(0.1, 1.0, 5.0), show_default=True,
+              help="Events are values at or above it; may be given several times.")  # fmt: skip
+@click.option("--start", type=Time(), help="Score cycles from this reference time on (UTC).")
+@click.option("--stop", type=Time(), help="Score cycles before this reference time (UTC).")
+@as_json
+@ends_clearly
+def verify(
+    file: Path, overrides: tuple[str, ...], thresholds: tuple[float, ...], start: Any, stop: Any, format_: str
+) -> None:
+    """Score the published cycles of the product FILE against the frames observed since, beside persistence.
+
+    \b
+    Examples:
+      squall verify rain.yaml
+      squall verify rain.yaml --threshold 1 --start 2016-09-28T15:00Z --format json
+    """
+    from jobs.scores import verify_product
+
+    verification = verify_product(file, overrides, thresholds, start, stop)
+    if format_ == "json":
+        click.echo(show.as_json(verification))
+        return
+    show.verification_table(verification)
+
+
+@main.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @as_json
 @ends_clearly

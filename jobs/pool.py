@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,20 @@ def connect(cores: int | None = None) -> None:
     if any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for one, `ray.init` sends none by itself
     try:
+        _knock(os.environ["RAY_ADDRESS"])
         ray.init(**quiet)
-    except (ConnectionError, ray.exceptions.RayError) as error:
+    except (OSError, ray.exceptions.RayError) as error:
         raise ConnectionError(
             f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} lets us in: {error}; is it running, and is its "
             f"token in RAY_AUTH_TOKEN or {_TOKEN_FILE}?"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Fails at once where nobody listens; Ray itself would try for minutes. Ports are 6379 unless given."""
+    host, _, port = address.rpartition("/")[2].partition(":")
+    if host and host not in ("auto", "local"):
+        socket.create_connection((host, int(port or 6379)), timeout=10).close()
 
 
 def _local(cores: int | None) -> dict[str, Any]:

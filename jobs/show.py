@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jobs.cycle import CycleReport, Status
-from jobs.drive import Progress as Report
-from pipelines.run import BlockResult
+if TYPE_CHECKING:  # help and errors must not wait for Ray
+    from jobs.cycle import CycleReport
+    from jobs.drive import Progress as Report
+    from jobs.scores import Verification
+    from pipelines.run import BlockResult
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -69,7 +71,7 @@ def size(count: float) -> str:
 
 
 @contextmanager
-def progress(title: str, quiet: bool) -> Iterator[Report]:
+def progress(title: str, quiet: bool) -> Iterator["Report"]:
     """A bar with blocks, tiles per second and the time left; silent where nobody looks."""
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"),
@@ -78,7 +80,7 @@ def progress(title: str, quiet: bool) -> Iterator[Report]:
     with bar:
         task = bar.add_task(title, total=None, rate="")
 
-        def update(settled: int, total: int, results: Sequence[BlockResult]) -> None:
+        def update(settled: int, total: int, results: "Sequence[BlockResult]") -> None:
             elapsed = bar.tasks[0].elapsed or 0.0
             tiles = sum(result.tiles_run + result.tiles_reused for result in results)
             rate = f"{tiles / elapsed:.1f} tiles/s" if elapsed else ""
@@ -87,12 +89,12 @@ def progress(title: str, quiet: bool) -> Iterator[Report]:
         yield update
 
 
-def cycle_table(report: CycleReport) -> None:
+def cycle_table(report: "CycleReport") -> None:
     """The closing table of a cycle."""
-    if report.status is Status.ALREADY:
+    if not report.blocks:
         out.print(f"[yellow]{report.product} {utc(report.reference_time)}:[/] {report.path}")
         return
-    colour = "green" if report.status is Status.PUBLISHED else "yellow"
+    colour = "yellow" if report.gaps else "green"
     out.print(f"[{colour}]{report.status}[/] {report.product} {utc(report.reference_time)} -> {report.path}")
     table = pairs_table()
     tiles = f"{report.tiles_run} run, {report.tiles_reused} reused ({report.reused_share:.0%})"
@@ -114,22 +116,38 @@ def cycle_table(report: CycleReport) -> None:
         out.print(f"[yellow]gap[/] {gap}")
 
 
+def verification_table(verification: "Verification", most: int = 6) -> None:
+    """Scores of a few lead times up to the last, and persistence beside them."""
+    from pipelines.plot import choose_leads
+
+    leads = sorted({score.lead_time for score in verification.forecast})
+    shown = {leads[index] for index in choose_leads(len(leads), most)}
+    rows = [
+        (f"{ours.lead_time / timedelta(minutes=1):g} min", f"{ours.threshold:g}",
+         *(f"{value:.3f}" for value in (ours.csi, theirs.csi, ours.pod, ours.far, ours.frequency_bias)))
+        for ours, theirs in zip(verification.forecast, verification.persistence, strict=True)
+        if ours.lead_time in shown
+    ]  # fmt: skip
+    out.print(f"{verification.product}: {verification.cycles} cycle(s) against the frames observed since")
+    table("", ("lead time", "threshold", "CSI", "persistence", "POD", "FAR", "bias"), rows)
+
+
 def pairs_table() -> Table:
     """An empty table of names and values."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim")
-    table.add_column()
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     return table
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints rows under a heading; numbers to the right."""
+    """Prints rows under a heading; what starts with a digit to the right."""
     shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        number = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        shown.add_column(column, justify="right" if number else "left")
+        number = bool(rows) and all(str(row[index])[:1].isdigit() for row in rows)
+        shown.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+        shown.add_row(*map(str, row))
     out.print(shown)
 
 

@@ -48,7 +48,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def left_in_staging(product: Path) -> list[Path]:
-    return [p for p in (product.parent / "out" / "tiny" / ".staging").glob("*")]
+    return list((product.parent / "out" / "tiny" / ".staging").glob("*"))
 
 
 def test_a_published_cycle_opens_with_times_coordinates_and_units(ready):

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import xarray as xr
 
@@ -31,7 +32,8 @@ def command(*args, env=None, timeout=120):
 
 def environment(**more) -> dict[str, str]:
     """What a cron job has, without a cluster of the machine that runs the tests."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"} | more
+    ours = {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | ours | more
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +43,13 @@ def cluster():
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     with tempfile.TemporaryDirectory(prefix="sq", ignore_cleanup_errors=True) as folder:
         head = subprocess.Popen(
-            [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-             "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--object-store-memory=200000000"],
+            [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
+             "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--object-store-memory=200000000"],
             env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
-        os.killpg(head.pid, signal.SIGTERM)
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            process.kill()
         head.wait(30)
 
 

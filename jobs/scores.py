@@ -1,0 +1,79 @@
+"""Scores the published cycles of a product against the frames that came after them, with persistence beside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from jobs.picture import observed_fields
+from pipelines.archive import PublishedCycle, list_cycles, open_cycle
+from pipelines.errors import InputError
+from pipelines.frames import Cycle
+from pipelines.product import Product, load_product
+from pipelines.source import Source, open_source
+from pipelines.verify import Rules, Score, pool, score_case
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Scores of a product's cycles and of persistence from the same frames, row by row for the same cases."""
+
+    product: str
+    cycles: int
+    forecast: tuple[Score, ...]
+    persistence: tuple[Score, ...]
+
+
+def verify_product(
+    file: Path,
+    overrides: Sequence[str],
+    thresholds: tuple[float, ...],
+    start: np.datetime64 | None = None,
+    stop: np.datetime64 | None = None,
+) -> Verification:
+    """Scores of the published cycles with start <= reference time < stop, over lead times observed since.
+
+    Raises:
+        InputError: no cycle is published, or nothing was observed after any of them.
+    """
+    product = load_product(file, overrides)
+    source, rules = open_source(product.input), Rules(thresholds)
+    cycles = [
+        c
+        for c in list_cycles(product.output.store, product.name)
+        if (start is None or c.reference_time >= start) and (stop is None or c.reference_time < stop)
+    ]
+    cases = [case for cycle in cycles if (case := _score_cycle(cycle, source, product, rules)) is not None]
+    if not cases:
+        raise InputError(
+            f"{len(cycles)} cycle(s) of {product.name} are published in {product.output.store}, none with a lead time "
+            f"that is observed in {product.input.store}"
+        )
+    common = set.intersection(*({*case[0].lead_time.values} for case in cases))
+    leads = sorted(common)
+    forecast, persistence = ([pair[k].sel(lead_time=leads) for pair in cases] for k in (0, 1))
+    return Verification(product.name, len(cases), tuple(pool(forecast)), tuple(pool(persistence)))
+
+
+def _score_cycle(
+    cycle: PublishedCycle, source: Source, product: Product, rules: Rules
+) -> tuple[xr.Dataset, xr.Dataset] | None:
+    """Counts of a cycle and of persistence, over the lead times that were observed; None if there are none."""
+    forecast = open_cycle(cycle.path)[product.output.variable].isel(init_time=0)
+    valid = (forecast.init_time + forecast.lead_time).values
+    leads = np.isin(valid, source.times)
+    if not leads.any() or cycle.reference_time not in source.times:
+        return None
+    forecast = forecast.isel(lead_time=np.flatnonzero(leads))
+    observed = observed_fields(source, product, _frames(source, product, [cycle.reference_time, *valid[leads]]))
+    newest = observed.isel(time=0, drop=True)
+    still = newest.expand_dims(lead_time=forecast.lead_time.values).assign_coords(init_time=forecast.init_time)
+    return score_case(forecast, observed, rules), score_case(still, observed, rules)
+
+
+def _frames(source: Source, product: Product, times: Sequence[np.datetime64]) -> Cycle:
+    """Observed frames at some times, as a cycle to read."""
+    indices = tuple(int(np.flatnonzero(source.times == time)[0]) for time in times)
+    return Cycle(product.name, times[0], tuple(times), indices)

@@ -1,0 +1,111 @@
+"""The forecast does not depend on how the grid was cut, bit for bit: tiles, halos, blocks, batches; real models."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.model import load_package
+from engines.ort import OrtEngine
+from engines.zoo import AdvectionSpec, UnetSpec, write_package
+from jobs.prepare import model_needs
+from pipelines.encoding import Encoding
+from pipelines.product import Packing
+from pipelines.run import Forecaster, Reuse, Stopwatch, infer_block
+from pipelines.source import cut
+from pipelines.tiling import Tiling, round_up
+from pipelines.transform import Decoder, Encoder
+
+MISSING = -32768
+ENCODING = Encoding("int16", MISSING, (MISSING,), 0.01, units="mm h-1")
+SPECS = {
+    "unet": UnetSpec(width=2, depth=2, frames=2, leads=2),
+    "advection": AdvectionSpec((8.0, 8.0), (-10, 0), (10, 20), max_speed_km_h=60.0),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(SPECS))
+def whole(request, tmp_path_factory):
+    """A forecaster that runs whole frames, and the radius and stride of its model."""
+    package = load_package(write_package(SPECS[request.param], tmp_path_factory.mktemp(request.param)))
+    needs, tile = model_needs(package.contract), package.contract.tile
+    forecaster = Forecaster(
+        tiling=Tiling((1, 1), (1, 1), (1, 1), 0, 1),
+        decoder=Decoder(ENCODING, needs.space),
+        encoder=Encoder(Packing(), needs.output_space),
+        infer=OrtEngine(package.onnx_path),
+        leads=len(needs.leads),
+        mask_from_input=needs.coverage == "input",
+    )
+    return forecaster, tile.radius, tile.stride
+
+
+def frames_of(shape, seed: int) -> np.ndarray:
+    """Rain with a dry part and a missing part, (frame, y, x)."""
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 3000, (2, *shape)).astype(np.int16)
+    frames[:, : shape[0] // 3] = 0
+    frames[:, -(shape[0] // 4) :, : shape[1] // 2] = MISSING
+    return frames
+
+
+def forecast(frames, forecaster: Forecaster, tiling: Tiling, batch: int = 1) -> np.ndarray:
+    """Packed codes (lead, y, x) of the whole grid, block by block."""
+    forecaster = replace(forecaster, tiling=tiling, batch=batch, reuse=Reuse())
+    codes = np.empty((forecaster.leads, *tiling.grid), np.int16)
+    for block in tiling.blocks():
+        seen = tiling.reads(block)
+        codes[:, *block.window.slices] = infer_block(cut(frames, seen, MISSING), seen, block, forecaster, Stopwatch())[
+            0
+        ]
+    return codes
+
+
+def whole_frame(grid, stride) -> Tiling:
+    return Tiling(grid, (round_up(grid[0], stride), round_up(grid[1], stride)), grid, 0, stride)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_forecast_does_not_depend_on_how_the_grid_was_cut(whole, data):
+    forecaster, radius, stride = whole
+    edge = st.integers(3 * stride, 2 * radius + 12 * stride)
+    grid = data.draw(edge, "height"), data.draw(edge, "width")
+    core = tuple(data.draw(st.integers(1, 12), "core") * stride for _ in grid)
+    block = tuple(core[axis] * data.draw(st.integers(1, 4), "cores a block") for axis in (0, 1))
+    halo = round_up(radius, stride) + stride * data.draw(st.integers(0, 2), "more halo")
+    frames = frames_of(grid, data.draw(st.integers(0, 3), "seed"))
+    expected = forecast(frames, forecaster, whole_frame(grid, stride))
+    tiling = Tiling(grid, block, core, halo, stride)
+    found = forecast(frames, forecaster, tiling, data.draw(st.integers(1, 5), "batch"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_halo_below_the_radius_leaves_seams(whole):
+    forecaster, radius, stride = whole
+    grid = (3 * radius // stride * stride, 3 * radius // stride * stride)
+    frames = frames_of(grid, 0)
+    expected = forecast(frames, forecaster, whole_frame(grid, stride))
+    block = round_up(grid[0] // 2, stride)
+    found = forecast(frames, forecaster, Tiling(grid, (block, block), (block, block), 0, stride))
+    assert (found != expected).any()
+
+
+def test_threads_of_an_inference_do_not_change_a_bit(whole, tmp_path):
+    forecaster, radius, stride = whole
+    model = next(spec for name, spec in SPECS.items() if spec.radius == radius and spec.stride == stride)
+    two = replace(forecaster, infer=OrtEngine(write_package(model, tmp_path) / "model.onnx", threads=2))
+    grid = (6 * stride + radius, 5 * stride + radius)
+    frames, tiling = frames_of(grid, 1), whole_frame(grid, stride)
+    np.testing.assert_array_equal(forecast(frames, forecaster, tiling), forecast(frames, two, tiling))
+
+
+def test_feathered_forecasts_do_not_depend_on_blocks(whole):
+    forecaster, _, stride = whole
+    grid, core, halo = (11 * stride, 14 * stride), (4 * stride, 4 * stride), stride
+    one = Tiling(grid, grid, core, halo, stride, "feather")
+    many = Tiling(grid, (3 * stride, 5 * stride), core, halo, stride, "feather")
+    frames = frames_of(grid, 2)
+    np.testing.assert_array_equal(forecast(frames, forecaster, one), forecast(frames, forecaster, many))
