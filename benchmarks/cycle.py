@@ -1,0 +1,298 @@
+"""What a cycle costs: squall, the limit of its engine, and three other ways to make the same forecast.
+
+    python -m benchmarks.cycle [--data ../shared/data] [--grid fmi|mrms] [--model unet|advection] [--repeats 5] [--quick]
+
+Without --data it makes storms of the same sizes, once, in the folder of --work. Every contender is a process of its
+own; contenders take turns, each cycle has other frames than the one before, what was written is compared with squall's
+code by code and removed, and the disk is quiet before every start.
+
+cold        from the start of the process until the forecast stands, Ray started and modules imported on the way
+warm        the same of a process (and its workers) that has made a cycle before; median
+limit       the engine on the tiles that squall had to run, in as many processes, without reading or writing anything
+efficiency  limit / warm
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import yaml
+
+from benchmarks.contender import Contender
+from benchmarks.ours import usable_times
+from benchmarks.peers import PEERS, Task
+from jobs.pool import Resources
+from jobs.prepare import Prepared, load, prepare
+from pipelines.source import find_inputs
+from pipelines.storms import write_storms
+
+LEADS = 18
+TILE = 256  # of the U-Net
+NAMES = {"squall": "**squall**", "plain": "plain script", "ray_data": "Ray Data", "dask": "Dask"}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Frames to forecast from, and how a product reads them."""
+
+    path: Path
+    variable: str
+    convert: str
+    step_minutes: int  # between the frames that a model is given
+
+
+@dataclass
+class Laps:
+    """What was measured of one contender on one case."""
+
+    cold: list[float] = field(default_factory=list)
+    warm: list[float] = field(default_factory=list)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    tree_bytes: int = 0
+    worst_bytes: int = 0
+    written_bytes: int = 0
+    objects: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.warm)
+
+
+def find_store(grid: str, data: Path | None, work: Path, quick: bool) -> Store:
+    """The real store under `data`, or storms of the same size."""
+    if data is not None:
+        real = {
+            "fmi": Store(data / "fmi_20160928.zarr", "reflectivity", "zr", 5),
+            "mrms": Store(data / "mrms_20190610.zarr", "precip_rate", "none", 10),
+        }
+        return real[grid]
+    shape, frames = {"fmi": ((1226, 760), 20), "mrms": ((3500, 7000), 6)}[grid]
+    shape = (shape[0] // 2, shape[1] // 2) if quick else shape
+    path = work / f"storms-{shape[0]}x{shape[1]}.zarr"
+    if not path.exists():
+        print(f"making storms in {path}", flush=True)
+        write_storms(path, shape, frames)
+    return Store(path, "precip_rate", "none", 5)
+
+
+def make_case(folder: Path, model: str, store: Store) -> Prepared:
+    """A product file with its model's package, and the task of the peers, in a new folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    step, frames = store.step_minutes, {"unet": 4, "advection": 3}[model]
+    lead_step = {"unet": step, "advection": 5}[model]
+    product = {
+        "name": "rain",
+        "input": {
+            "store": str(store.path.resolve()),
+            "variable": store.variable,
+            "convert": store.convert,
+            "history": [f"{-step * n}min" for n in reversed(range(frames))],
+        },
+        "model": {"package": f"builtin:{model}"},
+        "lead_times": {"step": f"{lead_step}min", "until": f"{lead_step * LEADS}min"},
+        "tiling": {"tile": [TILE, TILE]} if model == "unet" else {},
+        "output": {"store": "out", "variable": "rain"},
+    }
+    file = folder / "product.yaml"
+    file.write_text(yaml.safe_dump(product))
+    shutil.copytree(load(file, []).package.onnx_path.parent, folder / "model")
+    file.write_text(yaml.safe_dump(product | {"model": {"package": "model"}}))
+    prepared = prepare(load(file, []), Resources(0, os.cpu_count() or 1))
+    make_task(prepared, folder).save(folder / "task.json")
+    return prepared
+
+
+def make_task(prepared: Prepared, folder: Path) -> Task:
+    """What the peers need to know of a product."""
+    setup, layout, tiling = prepared.setup, prepared.layout, prepared.plan.tiling
+    np.save(folder / "table.npy", setup.decoder.table)
+    steps = prepared.setup.encoder.space.steps
+    core = (min(tiling.core[0], tiling.grid[0]), min(tiling.core[1], tiling.grid[1]))
+    return Task(
+        store=prepared.source.store,
+        variable=prepared.source.variable,
+        cycles=[list(find_inputs(prepared.source, prepared.product, time).frame_indices) for time in usable_times(prepared)],
+        fill=int(prepared.source.encoding.fill),
+        table=str(folder / "table.npy"),
+        model=str(setup.model),
+        leads=len(setup.leads),
+        threshold=steps[0].threshold if steps else None,
+        missing_below=setup.encoder.space.missing_below,
+        grid=tiling.grid,
+        core=core,
+        halo=tiling.halo,
+        stride=tiling.stride,
+        chunk=tuple(chunk_edge(c, g, k) for c, g, k in zip(core, tiling.grid, layout.chunk[1:], strict=True)),
+        cores=os.cpu_count() or 1,
+    )
+
+
+def chunk_edge(core: int, grid: int, chunk: int) -> int:
+    """The chunk edge of squall where cores are made of such, else the core: no chunk has two writers."""
+    return chunk if core >= grid or core % chunk == 0 else core
+
+
+def race(folder: Path, names: Sequence[str], colds: int, repeats: int) -> dict[str, Laps]:
+    """Every contender's cold starts, then its warm cycles, in turns."""
+    laps = {name: Laps() for name in names}
+    for number in range(colds):
+        for name in (name for name in names if name != "bare"):
+            with Contender(name, folder, folder / f"{name}.log") as contender:
+                laps[name].cold.append(one_lap(contender, folder, number, laps[name])["cold"])
+            say(folder, name, "cold", laps[name].cold[-1])
+        settle(folder, names)
+    with ExitStack() as stack:
+        contenders = [stack.enter_context(Contender(name, folder, folder / f"{name}.log")) for name in names]
+        for lap in range(repeats + 1):
+            for contender in contenders:
+                facts = one_lap(contender, folder, lap, laps[contender.name])
+                if lap:  # the first one warms up
+                    laps[contender.name].warm.append(facts["seconds"])
+                    laps[contender.name].facts.append(facts)
+                say(folder, contender.name, "warm" if lap else "first", facts["seconds"])
+            settle(folder, names)
+    return laps
+
+
+def one_lap(contender: Contender, folder: Path, number: int, laps: Laps) -> dict[str, Any]:
+    """Facts of one cycle, from a quiet disk; what was written is measured and stays for `settle`."""
+    os.sync()
+    facts = contender.lap(number % cycles_of(folder), folder / "peers" / contender.name)
+    laps.tree_bytes = max(laps.tree_bytes, contender.memory.tree_bytes)
+    laps.worst_bytes = max(laps.worst_bytes, contender.memory.worst_bytes)
+    if contender.name != "bare":
+        files = [p for p in Path(facts["path"]).rglob("*") if p.is_file()]
+        laps.objects, laps.written_bytes = len(files), sum(p.stat().st_size for p in files)
+    return facts
+
+
+def settle(folder: Path, names: Sequence[str]) -> None:
+    """All forecasts of a turn are the same, code by code; then they are removed.
+
+    Raises:
+        ValueError: a peer's forecast differs (says in how many cells).
+    """
+    (published,) = [p for p in (folder / "out").rglob("*.zarr") if not p.is_symlink()]
+    ours = xr.open_zarr(published, mask_and_scale=False)["rain"][0]
+    for name in (name for name in names if name in PEERS):
+        theirs = xr.open_zarr(folder / "peers" / name, mask_and_scale=False, consolidated=False)["rain"]
+        differing = sum(int(np.count_nonzero(a.values != b.values)) for a, b in zip(ours, theirs, strict=True))
+        if differing:
+            raise ValueError(f"the forecast of {name} differs from squall's in {differing} of {ours.size} cells")
+    shutil.rmtree(folder / "peers")
+    shutil.rmtree(folder / "out")
+
+
+def cycles_of(folder: Path) -> int:
+    return len(Task.load(folder / "task.json").cycles)
+
+
+def say(folder: Path, name: str, what: str, seconds: float) -> None:
+    print(f"{folder.name:16} {name:10} {what:6} {seconds:8.2f} s   load {os.getloadavg()[0]:.1f}", flush=True)
+
+
+def rows_of(case: str, prepared: Prepared, laps: dict[str, Laps]) -> list[str]:
+    """The table rows of one case."""
+    limit, ours = laps["bare"].median, laps["squall"]
+    lines = [f"| {case} | *limit* | | {limit:.2f} | 1.00 | | | {gb(laps['bare'].worst_bytes)} | | |"]
+    for name, one in laps.items():
+        if name != "bare":
+            cold = statistics.median(one.cold) if one.cold else float("nan")
+            ratios = [
+                f"{cold / statistics.median(ours.cold):.2f}" if ours.cold else "",
+                f"{one.median / ours.median:.2f}",
+            ]
+            lines.append(
+                f"| {case} | {NAMES[name]} | {cold:.2f} | {one.median:.2f} | {limit / one.median:.2f} | "
+                f"{' | '.join(ratios)} | {gb(one.worst_bytes)} / {gb(one.tree_bytes)} | {one.written_bytes / 1e6:.1f} | "
+                f"{one.objects} |"
+            )
+    return lines
+
+
+def tiles_line(case: str, prepared: Prepared, laps: dict[str, Laps]) -> str:
+    """How the grid was cut and where squall's time went, one sentence."""
+    facts = sorted(laps["squall"].facts, key=lambda f: f["seconds"])[len(laps["squall"].facts) // 2]
+    run, reused, plan = facts["run"], facts["reused"], prepared.plan
+    stages = ", ".join(f"{name} {facts[name]:.2f}" for name in ("read", "infer", "write", "publish"))
+    spread = f"{min(laps['squall'].warm):.2f} to {max(laps['squall'].warm):.2f}"
+    return (
+        f"- {case}: {plan.reason}. Of {run + reused} tiles squall ran {run} and reused {reused} "
+        f"({reused / (run + reused):.0%}). {prepared.workers} workers of {prepared.setup.threads} thread(s). "
+        f"Seconds of one warm cycle of {facts['seconds']:.2f} s, summed over workers: {stages}. "
+        f"Warm cycles of squall took {spread} s."
+    )
+
+
+def gb(count: int) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def header(arguments: argparse.Namespace) -> list[str]:
+    """Where, when and with what."""
+    names = ("squall", "numpy", "onnxruntime", "zarr", "xarray", "ray", "dask")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    data = "real frames (FMI 2016-09-28, MRMS 2019-06-10)" if arguments.data else "storms of the same sizes"
+    return [
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({processor()}), Python {platform.python_version()}, "
+        f"{versions}. Input: {data}. Warm: median of {arguments.repeats} cycles; cold: median of {arguments.colds}.",
+        "",
+        "| case | by | cold s | warm s | efficiency | cold / squall | warm / squall | GB worst / tree | MB | objects |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the real stores")
+    parser.add_argument("--work", type=Path, default=Path("build/benchmark"), help="folder for storms and forecasts")
+    parser.add_argument("--grid", choices=["fmi", "mrms"], nargs="+", default=["fmi", "mrms"])
+    parser.add_argument("--model", choices=["unet", "advection"], nargs="+", default=["unet", "advection"])
+    parser.add_argument("--only", choices=[*NAMES], nargs="+", default=[*NAMES], help="contenders beside the limit")
+    parser.add_argument("--repeats", type=int, default=5, help="warm cycles")
+    parser.add_argument("--colds", type=int, default=3, help="cold starts")
+    parser.add_argument("--quick", action="store_true", help="half the size each way, one cold start, two warm cycles")
+    parser.add_argument("--json", type=Path, help="where to write every lap")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.repeats, arguments.colds = 2, 1
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    table, notes, record = header(arguments), [], {}
+    for grid in arguments.grid:
+        for model in arguments.model:
+            case, folder = f"{grid} {model}", arguments.work.resolve() / f"{grid}-{model}"
+            store = find_store(grid, arguments.data, arguments.work, arguments.quick)
+            prepared = make_case(folder, model, store)
+            laps = race(folder, ["bare", *arguments.only], arguments.colds, arguments.repeats)
+            table += rows_of(case, prepared, laps)
+            notes.append(tiles_line(case, prepared, laps))
+            record[case] = {name: asdict(one) for name, one in laps.items()}
+            print("\n".join(table + ["", *notes]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""squall as the benchmark runs it, and the limit: its engine on the same tiles and nothing else."""
+
+import mmap
+import multiprocessing
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.ort import OrtEngine
+from jobs.cycle import run_cycle
+from jobs.pool import Pool, Resources, cluster_resources, connect
+from jobs.prepare import Prepared, load, prepare
+from pipelines.run import constant_key
+from pipelines.source import Cycle, find_inputs
+
+Start = Callable[[int, Path], Callable[[], dict[str, Any]]]
+
+
+def squall(folder: Path) -> Start:
+    """What `squall run` does, with driver and workers kept from cycle to cycle."""
+    loaded = load(folder / "product.yaml", [])
+    connect()
+    prepared = prepare(loaded, cluster_resources())
+    pool = Pool(prepared.setup, prepared.workers, prepared.gpu)
+    times = usable_times(prepared)
+
+    def run(number: int) -> dict[str, Any]:
+        report = run_cycle(prepared, pool, times[number])
+        stages = {"read": report.stages.read, "infer": report.stages.infer, "write": report.stages.write}
+        tiles = {"run": report.tiles_run, "reused": report.tiles_reused}
+        return {"path": report.path, "publish": report.publish_seconds, **tiles, **stages}
+
+    return lambda number, path: partial(run, number)
+
+
+def usable_times(prepared: Prepared) -> list[np.datetime64]:
+    """The reference times whose frames are all in the store, oldest first."""
+    newest = find_inputs(prepared.source, prepared.product)
+    history = newest.reference_time - newest.frame_times[0]
+    return [time for time in prepared.source.times if time - history >= prepared.source.times[0]]
+
+
+def tensors(prepared: Prepared, cycle: Cycle) -> list[np.ndarray]:
+    """The decoded tiles (frame, h, w) of a cycle that reuse cannot save."""
+    setup, tensors = prepared.setup, []
+    for block in setup.tiling.blocks():
+        seen = setup.tiling.reads(block)
+        raw = prepared.source.read(cycle, seen)
+        cuts = (raw[:, *tile.window.within(seen).slices] for tile in setup.tiling.tiles(block))
+        tensors += [setup.decoder.decode(cut) for cut in cuts if constant_key(cut) is None]
+    return tensors
+
+
+class Bare:
+    """The engine alone, in as many processes with as many threads as squall has workers; tiles wait in memory."""
+
+    def __init__(self, prepared: Prepared, most_tiles: int, frames: int) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.prepared, self._shape = prepared, (most_tiles, 1, frames, *prepared.setup.tiling.tile)
+        memory = mmap.mmap(-1, int(np.prod(self._shape)) * 4)
+        self._tiles = np.frombuffer(memory, np.float32).reshape(self._shape)
+        self._next, self._count = fork.Value("i", 0), fork.Value("i", 0)
+        self._gate = fork.Barrier(prepared.workers + 1)
+        for _ in range(prepared.workers):
+            fork.Process(target=self._work, daemon=True).start()
+
+    def fill(self, tiles: list[np.ndarray]) -> None:
+        for place, tile in zip(self._tiles, tiles, strict=False):
+            place[0] = tile
+        self._next.value, self._count.value = 0, len(tiles)
+
+    def run(self) -> dict[str, Any]:
+        self._gate.wait()
+        self._gate.wait()
+        return {"run": self._count.value}
+
+    def _work(self) -> None:
+        engine = OrtEngine(self.prepared.setup.model, self.prepared.setup.threads)
+        engine.warm(self._shape[1:])
+        while True:
+            self._gate.wait()
+            while (number := self._take()) < self._count.value:
+                engine(self._tiles[number])
+            self._gate.wait()
+
+    def _take(self) -> int:
+        with self._next.get_lock():
+            self._next.value += 1
+            return int(self._next.value) - 1
+
+
+def bare(folder: Path) -> Start:
+    """The limit of what squall can reach on the tiles that it has to run."""
+    prepared = prepare(load(folder / "product.yaml", []), Resources(0, multiprocessing.cpu_count()))
+    times = usable_times(prepared)
+    cycles = [find_inputs(prepared.source, prepared.product, time) for time in times]
+    engine = Bare(prepared, prepared.plan.tiling.tile_count, len(cycles[0].frame_times))
+
+    def fill(number: int, path: Path) -> Callable[[], dict[str, Any]]:
+        tiles = tensors(prepared, cycles[number])
+        engine.fill(tiles)
+        return engine.run
+
+    return fill
