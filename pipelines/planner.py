@@ -59,18 +59,19 @@ def make_plan(grid: Shape, shard: Shape, needs: Needs, spec: TilingSpec, crew: C
     """
     halo = _halo(needs, spec)
     tilings = list(_candidates(grid, shard, halo, needs, spec))
-    fitting = [t for t in tilings if _memory(t, needs) <= spec.memory]
+    if not tilings:
+        raise ConfigError(_no_tile(grid, halo, needs, spec))
+    batch = 1 if spec.batch == "auto" else spec.batch
+    fitting = [t for t in tilings if batch * _memory(t, needs) <= spec.memory]
     if not fitting:
-        least = min((_memory(t, needs) for t in tilings), default=0)
+        least = batch * min(_memory(t, needs) for t in tilings)
         raise ConfigError(
-            f"no tile fits: the smallest needs {least / 1e9:.2f} GB, tiling.memory allows {spec.memory / 1e9:.2f} GB"
-            if tilings
-            else _no_tile(halo, needs, spec)
+            f"no tile fits: the smallest, in batches of {batch}, needs {least / 1e9:.2f} GB, tiling.memory allows "
+            f"{spec.memory / 1e9:.2f} GB"
         )
     best = min(fitting, key=lambda t: (_cost(t, crew), len(t.blocks()), -t.tile[0] * t.tile[1]))
-    memory = _memory(best, needs)
-    batch = 1 if spec.batch == "auto" else spec.batch
-    return Plan(best, batch, batch * memory, _reason(best, memory, len(tilings), len(fitting), spec))
+    memory = batch * _memory(best, needs)
+    return Plan(best, batch, memory, _reason(best, memory, len(tilings), len(fitting), spec))
 
 
 def _halo(needs: Needs, spec: TilingSpec) -> int:
@@ -81,40 +82,57 @@ def _halo(needs: Needs, spec: TilingSpec) -> int:
             f"halo {spec.halo} is less than the model's receptive radius {needs.radius}, so tiles would "
             f"leave seams; use {round_up(needs.radius, needs.stride)} or tiling.mode=feather"
         )
-    return spec.halo
+    return round_up(spec.halo, needs.stride)
 
 
 def _candidates(grid: Shape, shard: Shape, halo: int, needs: Needs, spec: TilingSpec) -> Iterator[Tiling]:
+    size = _size(needs, spec)
     if spec.mode == "feather":
-        yield _feather(grid, shard, halo, needs, spec)
-        return
-    if needs.radius is None and spec.tile not in ("auto", "whole"):
+        tilings = iter([_feather(grid, shard, halo, needs, spec)])
+    elif size and needs.radius is None and any(s < round_up(g, needs.stride) for s, g in zip(size, grid, strict=True)):
         raise ConfigError(
-            f"tile {spec.tile} cannot be cropped exactly: every cell reaches every result of this model; "
+            f"tile {size} cannot be cropped exactly: every cell reaches every result of this model; "
             "use tiling.tile=whole or tiling.mode=feather"
         )
-    for core, block in _cuts(grid, shard, halo, needs, spec):
-        tiling = Tiling(grid, block, core, halo, needs.stride)
-        if needs.size is None or tiling.tile == needs.size:
-            yield tiling
+    else:
+        cuts = _cuts(grid, shard, halo, needs, spec)
+        tilings = (Tiling(grid, block, core, halo, needs.stride) for core, block in cuts)
+    yield from (tiling for tiling in tilings if needs.size in (None, tiling.tile))
+
+
+def _size(needs: Needs, spec: TilingSpec) -> Shape | None:
+    """The tile size that the model or the product prescribes."""
+    if needs.size is not None and spec.tile not in ("auto", needs.size):
+        raise ConfigError(f"the model takes tiles of {needs.size} only; found tiling.tile={spec.tile}, use auto")
+    size = spec.tile if isinstance(spec.tile, tuple) else needs.size
+    if size and any(edge % needs.stride for edge in size):
+        proposed = [round_up(edge, needs.stride) for edge in size]
+        raise ConfigError(f"tile {size} is not a multiple of the model's stride {needs.stride}; use {proposed}")
+    return size
 
 
 def _cuts(grid: Shape, shard: Shape, halo: int, needs: Needs, spec: TilingSpec) -> Iterator[tuple[Shape, Shape]]:
     """Pairs of core and block: the whole grid at once, or cores that divide a block evenly."""
     whole = round_up(grid[0], shard[0]), round_up(grid[1], shard[1])
-    size = needs.size or (None if spec.tile in ("auto", "whole") else spec.tile)
-    if isinstance(size, tuple):
-        core = size[0] - 2 * halo, size[1] - 2 * halo
-        if min(core) >= 1:
-            yield core, shard
-        elif all(s >= round_up(g, needs.stride) for s, g in zip(size, grid, strict=True)):
-            yield grid, whole
+    size = _size(needs, spec)
+    if size is not None:
+        y, x = (_axis_cut(grid[axis], shard[axis], size[axis], halo, needs.stride) for axis in (0, 1))
+        if min(y[0], x[0]) >= 1:
+            yield (y[0], x[0]), (y[1], x[1])
         return
     yield grid, whole
     if spec.tile == "auto" and needs.radius is not None:
         rows, columns = (_axis_cuts(grid[axis], shard[axis], needs.stride) for axis in (0, 1))
         for y, x in pairs(rows, columns):
             yield (y[0], x[0]), (y[1], x[1])
+
+
+def _axis_cut(grid: int, shard: int, tile: int, halo: int, stride: int) -> tuple[int, int]:
+    """The core and the block along one axis that make tiles of a given size; the core is below 1 if there is none."""
+    if tile >= round_up(grid, stride):
+        return grid, round_up(grid, shard)
+    slack = 0 if shard % stride == 0 or shard >= grid else stride  # blocks that start between two lattice points
+    return tile - 2 * halo - slack, shard
 
 
 def _axis_cuts(grid: int, shard: int, stride: int) -> list[tuple[int, int]]:
@@ -125,7 +143,7 @@ def _axis_cuts(grid: int, shard: int, stride: int) -> list[tuple[int, int]]:
 
 
 def _feather(grid: Shape, shard: Shape, halo: int, needs: Needs, spec: TilingSpec) -> Tiling:
-    size = needs.size or (spec.tile if isinstance(spec.tile, tuple) else None)
+    size = _size(needs, spec)
     if size is None:
         raise ConfigError(
             f"tiling.mode=feather blends overlapping tiles, so it needs a tile size; found "
@@ -133,7 +151,9 @@ def _feather(grid: Shape, shard: Shape, halo: int, needs: Needs, spec: TilingSpe
         )
     if spec.halo == "auto":
         halo = round_up(min(size) // 8, needs.stride)
-    core = max(1, size[0] - 2 * halo), max(1, size[1] - 2 * halo)
+    core = size[0] - 2 * halo, size[1] - 2 * halo
+    if min(core) < 1:
+        raise ConfigError(_no_tile(grid, halo, needs, spec))
     return Tiling(grid, shard, core, halo, needs.stride, "feather")
 
 
@@ -149,9 +169,13 @@ def _cost(tiling: Tiling, crew: Crew) -> float:
     return tiling.padded_work / blocks * -(-blocks // workers) / threads
 
 
-def _no_tile(halo: int, needs: Needs, spec: TilingSpec) -> str:
-    size = needs.size or spec.tile
-    return f"tile {size} leaves no core inside a halo of {halo} cells on every side; use more than {2 * halo} cells"
+def _no_tile(grid: Shape, halo: int, needs: Needs, spec: TilingSpec) -> str:
+    if needs.size and any(s > round_up(g, needs.stride) for s, g in zip(needs.size, grid, strict=True)):
+        return f"the model takes tiles of {needs.size} cells only, and the grid of {grid} is smaller"
+    return (
+        f"tile {_size(needs, spec)} leaves no core inside a halo of {halo} cells on every side; "
+        f"use more than {2 * halo} cells"
+    )
 
 
 def _reason(best: Tiling, memory: int, seen: int, fitting: int, spec: TilingSpec) -> str:

@@ -58,7 +58,7 @@ class Tiling:
     """A grid cut into blocks and tiles; every number is in cells, every pair is (y, x).
 
     Raises:
-        ConfigError: a number does not fit the others; names both and proposes what would.
+        ConfigError: a size below 1 or a negative halo.
     """
 
     grid: Shape
@@ -71,12 +71,6 @@ class Tiling:
     def __post_init__(self) -> None:
         if min(*self.grid, *self.block, *self.core, self.stride) < 1 or self.halo < 0:
             raise ConfigError(f"{self} has a size below 1 or a negative halo")
-        for axis, tile in zip("yx", self.tile, strict=True):
-            if tile % self.stride:
-                raise ConfigError(
-                    f"tile {tile} along {axis} is not a multiple of the model's stride {self.stride}; use "
-                    f"{round_up(tile, self.stride)}"
-                )
 
     @property
     def frame(self) -> Shape:
@@ -89,10 +83,14 @@ class Tiling:
         return self._tile(0), self._tile(1)
 
     def _tile(self, axis: int) -> int:
-        aligned = all(n % self.stride == 0 for n in (self.core[axis], self.block[axis], self.halo))
-        whole = self.core[axis] >= self.grid[axis]
-        slack = 0 if aligned or whole else self.stride - 1
+        slack = 0 if self.mode == "feather" or self._is_aligned(axis) else self.stride - 1
         return min(round_up(self.core[axis] + 2 * self.halo + slack, self.stride), self.frame[axis])
+
+    def _is_aligned(self, axis: int) -> bool:
+        """True if every core, less its halo, starts on the lattice of the stride."""
+        is_one_block = self.block[axis] >= self.grid[axis]
+        starts = (self.halo, 0 if is_one_block else self.block[axis], self.core[axis])
+        return all(start % self.stride == 0 for start in starts)
 
     def blocks(self) -> tuple[Block, ...]:
         """All blocks, row by row; the last of a row or column may be smaller."""
