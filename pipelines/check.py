@@ -19,7 +19,6 @@ from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Needs, make_plan
 from pipelines.product import InputSpec, Last, OutputSpec, Product, format_duration
 from pipelines.source import Source
-from pipelines.tiling import round_up
 from pipelines.transform import Encoder, ModelNeeds, make_decoder, make_encoder, output_quantity
 from pipelines.units import Quantity, convert_units
 
@@ -187,16 +186,8 @@ def _check_tiling(grid: Grid, product: Product, tile: Needs | None) -> Iterator[
         yield Problem("output.shards", str(error))
         return
     if tile is not None:
-        yield from _check_stride(product, tile.stride)
         shard = layout.shard[1], layout.shard[2]
         yield from _refusal("tiling", lambda: make_plan(grid.shape, shard, tile, product.tiling))
-
-
-def _check_stride(product: Product, stride: int) -> Iterator[Problem]:
-    if isinstance(product.tiling.tile, tuple) and any(edge % stride for edge in product.tiling.tile):
-        y, x = (round_up(edge, stride) for edge in product.tiling.tile)
-        found = "{} x {}".format(*product.tiling.tile)
-        yield Problem("tiling.tile", found, f"multiples of the model's stride {stride}, such as {y} x {x}")
 
 
 def _check_output(product: Product) -> Iterator[Problem]:

@@ -91,7 +91,7 @@ MISFITS = {
     "a halo below the radius": ({"tiling": {"halo": 2}}, "tiling: halo 2 is less than the model's receptive radius 4"),
     "a tile that is no multiple of the stride": (
         {"tiling": {"tile": [17, 16], "halo": 4}},
-        "tiling.tile: 17 x 16; expected multiples of the model's stride 2, such as 18 x 16",
+        "tiling: tile (17, 16) is not a multiple of the model's stride 2; use [18, 16]",
     ),
     "too little memory": ({"tiling": {"memory": 100}}, "tiling: no tile fits"),
 }  # fmt: skip
