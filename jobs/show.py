@@ -1,15 +1,12 @@
 """What a person sees of a command: progress, tables, one clear line for an error; or JSON for machines."""
 
-import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic_core import to_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -25,27 +22,15 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def as_json(value: Any) -> str:
-    """Any frozen value of squall as JSON; times as ISO 8601 in UTC, durations in seconds."""
-    return json.dumps(value, default=_plain, indent=2)
+    """Any value of squall as JSON; times as ISO 8601 in UTC, durations in seconds, NaN as null."""
+    return to_json(value, indent=2, timedelta_mode="float", inf_nan_mode="null", fallback=_plain).decode()
 
 
 def _plain(value: Any) -> Any:
-    match value:
-        case np.datetime64():
-            return utc(value)
-        case np.ndarray() | np.generic():
-            return value.tolist()
-        case timedelta():
-            return value.total_seconds()
-        case Enum():
-            return value.value
-        case Path():
-            return str(value)
-        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        case Mapping():
-            return dict(value)
-    return str(value)
+    """What numpy holds, as Python would."""
+    if isinstance(value, np.datetime64):
+        return utc(value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def utc(time: np.datetime64) -> str:

@@ -1,5 +1,6 @@
 """A tiny radar, a tiny model and the product that joins them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ TIMES = np.arange("2024-06-01T12:00", "2024-06-01T12:30", 5, dtype="datetime64[m
 LEADS = 3
 
 
-def write_radar(path: Path, shape=(300, 260), seed=3) -> Path:
-    """A store of int16 rain with a missing corner and a dry half, one chunk a frame."""
+def write_radar(path: Path, shape=(300, 260), seed=3, chunk=None) -> Path:
+    """A store of int16 rain with a missing corner and a dry half, one chunk a frame unless told otherwise."""
     rng = np.random.default_rng(seed)
     rain = np.zeros((len(TIMES), *shape), np.int16)
     rain[:, : shape[0] // 2] = rng.integers(0, 2000, (len(TIMES), shape[0] // 2, shape[1]))
@@ -29,7 +30,7 @@ def write_radar(path: Path, shape=(300, 260), seed=3) -> Path:
             "x": ("x", x, {"units": "m", "standard_name": "projection_x_coordinate"}),
         },
     )
-    ds.to_zarr(path, encoding={"precip_rate": {"chunks": (1, *shape)}}, zarr_format=3)
+    ds.to_zarr(path, encoding={"precip_rate": {"chunks": (1, *(chunk or shape))}}, zarr_format=3)
     return path
 
 
@@ -65,6 +66,13 @@ def write_blur(folder: Path, kernel: int = 9, frames: int = 2, layers: int = 1) 
     }
     (folder / "model.yaml").write_text(yaml.safe_dump(contract))
     return folder
+
+
+@pytest.fixture
+def chunked_radar(product: Path) -> Path:
+    """The product's radar store again, in chunks that workers read for themselves."""
+    shutil.rmtree(product.parent / "radar.zarr")
+    return write_radar(product.parent / "radar.zarr", chunk=(64, 64))
 
 
 @pytest.fixture

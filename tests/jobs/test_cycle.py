@@ -1,6 +1,7 @@
 """Whole cycles on a local Ray: what is published, and what accidents leave behind."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -149,3 +150,47 @@ def test_an_interrupted_cycle_leaves_nothing_and_the_pool_works_on(ready, produc
         run_cycle(prepared, pool, TIME, progress=interrupt)
     assert left_in_staging(product) == []
     assert run_cycle(prepared, pool, TIME).status is Status.PUBLISHED
+
+
+def test_frames_read_by_the_workers_or_shared_by_the_node_give_the_same_bytes(ready, request):
+    shared = xr.open_zarr(run_cycle(*ready("output.store=shared"), TIME).path, mask_and_scale=False).load()
+    request.getfixturevalue("chunked_radar")
+    read = xr.open_zarr(run_cycle(*ready(), TIME).path, mask_and_scale=False)
+    np.testing.assert_array_equal(read.precip_rate.values, shared.precip_rate.values)
+
+
+def test_a_store_that_vanishes_mid_run_ends_the_cycle_and_leaves_nothing(ready, product, chunked_radar):
+    prepared, pool = ready("workers=1")
+
+    def vanish(settled, total, results):
+        if settled and chunked_radar.exists():
+            shutil.rmtree(chunked_radar)
+
+    with pytest.raises(InputError, match=r"radar\.zarr"):
+        run_cycle(prepared, pool, TIME, progress=vanish)
+    assert not list((product.parent / "out").rglob("*.zarr"))
+    assert left_in_staging(product) == []
+
+
+def test_new_frames_are_seen_by_a_warm_driver(ready, product):
+    prepared, pool = ready()
+    run_cycle(prepared, pool, TIME)
+    newest = xr.open_zarr(product.parent / "radar.zarr").isel(time=[-1]).load()
+    newest["time"] = newest.time + np.timedelta64(5, "m")
+    for name in ("x", "y"):
+        newest = newest.drop_vars(name)
+    newest.to_zarr(product.parent / "radar.zarr", append_dim="time")
+    assert run_cycle(prepared, pool).reference_time == np.datetime64("2024-06-01T12:30", "ns")
+
+
+def test_a_late_frame_is_waited_for(ready, product):
+    prepared, pool = ready("input.wait=1s")
+    with pytest.raises(InputError, match="12:35Z .* has not arrived"):
+        run_cycle(prepared, pool, np.datetime64("2024-06-01T12:40", "ns"))
+
+
+def test_old_cycles_are_removed_when_their_time_is_over(ready, product):
+    prepared, pool = ready("output.keep=10min")
+    for minute in (5, 10, 25):
+        run_cycle(prepared, pool, np.datetime64(f"2024-06-01T12:{minute:02}", "ns"))
+    assert [p.name for p in sorted((product.parent / "out" / "tiny" / "2024").rglob("*.zarr"))] == ["1225.zarr"]

@@ -1,0 +1,131 @@
+"""The command line as a person meets it: help, messages, exit codes; nothing here needs Ray but the last."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from jobs.cli import main
+from jobs.outcome import Exit
+
+COMMANDS = ("demo", "run", "validate", "plan", "inspect", "cycles", "verify", "models")
+
+
+def squall(*args):
+    return CliRunner().invoke(main, list(map(str, args)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command):
+    done = squall(command, "--help")
+    assert done.exit_code == 0
+    assert f"squall {command}" in done.output.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_a_valid_product_is_said_to_be_valid(product):
+    done = squall("validate", product)
+    assert done.exit_code == 0, done.output
+    assert "valid" in done.output
+
+
+def test_every_problem_of_a_product_is_listed_at_once(product):
+    done = squall("validate", product, "lead_times=[5min, 7min]", "input.history=[-10min, 0min]", "--format", "json")
+    assert done.exit_code == Exit.BAD_CONFIGURATION
+    found = json.loads(done.output)["problems"]
+    assert {problem["where"] for problem in found} >= {"lead_times", "input.history"}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("colour=red", "colour"),
+        ("input.store=nowhere.zarr", "nowhere.zarr"),
+        ("input.variable=snow", "precip_rate"),
+        ("model.package=nowhere", "model.yaml"),
+        ("model.package=builtin:magic", "builtin:advection"),
+        ("model.version='9'", "'9'"),
+        ("lead_times.until=7min", "no multiple of the step"),
+        ("tiling.halo=1", "radius"),
+        ("output.packing.scale_factor=0", "scale_factor"),
+    ],
+)
+def test_a_wrong_key_is_named_with_what_was_found(product, override, says):
+    done = squall("validate", product, override)
+    assert done.exit_code == Exit.BAD_CONFIGURATION
+    assert says in done.output
+
+
+@pytest.mark.parametrize("model", ["truncated", "gone", "wrong units"])
+def test_a_damaged_model_ends_a_run_before_ray_is_started(product, model):
+    folder = product.parent / "blur"
+    if model == "truncated":
+        (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:200])
+    elif model == "gone":
+        (folder / "model.onnx").unlink()
+    else:
+        contract = yaml.safe_load((folder / "model.yaml").read_text())
+        contract["input"]["units"] = "K"
+        (folder / "model.yaml").write_text(yaml.safe_dump(contract))
+    done = squall("run", product)
+    assert done.exit_code == Exit.BAD_CONFIGURATION
+    assert "squall:" in done.output
+    assert not (product.parent / "out").exists()
+
+
+def test_an_input_that_is_not_there_is_no_input(product):
+    assert squall("run", product, "input.store=nowhere.zarr").exit_code == Exit.NO_INPUT
+
+
+def test_a_plan_says_what_was_picked_and_why(product):
+    done = squall("plan", product, "tiling.tile=auto")
+    assert done.exit_code == 0
+    assert "least padded work" in done.output
+    planned = json.loads(squall("plan", product, "--format", "json").output)
+    assert planned["plan"]["tiling"]["halo"] == 4
+
+
+def test_a_time_that_is_none_is_wrong_usage(product):
+    done = squall("run", product, "--time", "noon")
+    assert done.exit_code == Exit.USAGE
+    assert "2016-09-28T15:30Z" in done.output
+
+
+def test_models_are_listed_and_a_package_is_described(product):
+    assert "builtin:advection" in squall("models").output
+    done = squall("models", product.parent / "blur")
+    assert "blur-1-" in done.output
+    assert squall("models", product.parent).exit_code == Exit.BAD_CONFIGURATION
+
+
+def test_an_input_store_is_inspected(product):
+    done = squall("inspect", product.parent / "radar.zarr", "--format", "json")
+    assert "mm h-1" in json.loads(done.output)["precip_rate"]
+    assert squall("inspect", product.parent / "nothing").exit_code == Exit.NO_INPUT
+
+
+def test_no_cycles_are_no_error_but_nothing_to_verify_is(product):
+    assert "no cycle" in squall("cycles", product).output
+    assert squall("verify", product).exit_code == Exit.NO_INPUT
+
+
+@pytest.mark.ray
+def test_a_run_is_drawn_listed_inspected_and_verified(product, tmp_path):
+    picture = tmp_path / "tiny.png"
+    done = squall("run", product, "--time", "2024-06-01T12:10Z", "--plot", picture, "--format", "json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    assert report["reference_time"] == "2024-06-01T12:10:00Z"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = squall("run", product, "--time", "2024-06-01T12:10Z")
+    assert again.exit_code == 0
+    assert "published already" in again.output
+    (cycle,) = json.loads(squall("cycles", product, "--format", "json").output)
+    assert cycle["path"] == report["path"]
+    facts = json.loads(squall("inspect", report["path"], "--format", "json").output)
+    assert facts["completeness"] == 1
+    assert facts["model"].startswith("blur-1-")
+    verified = json.loads(squall("verify", product, "--threshold", "1", "--format", "json").output)
+    assert [score["lead_time"] for score in verified["forecast"]] == [300, 600, 900]
+    assert all(0 <= score["csi"] <= 1 for score in verified["forecast"] if np.isfinite(score["csi"]))
