@@ -11,7 +11,7 @@ from engines.base import EngineError
 from engines.footprint import bytes_per_cell
 from engines.model import Contract, ModelPackage, Transform
 from engines.ort import OrtEngine
-from engines.probe import Reach, probe
+from engines.probe import probe
 from jobs import __version__
 from jobs.models import find_package
 from jobs.pool import Resources
@@ -23,6 +23,7 @@ from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Needs, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
+from pipelines.tiling import round_up
 from pipelines.transform import ModelNeeds, make_decoder, make_encoder, make_space, output_quantity
 from pipelines.units import Quantity
 
@@ -130,12 +131,21 @@ def model_needs(contract: Contract) -> ModelNeeds:
 
 def tile_needs(package: ModelPackage) -> Needs:
     """What a model asks of its tiles: as declared, or measured where the contract does not say."""
-    rule = package.contract.tile
-    reach = Reach(None if rule.radius == "global" else rule.radius, rule.stride or 1)
-    if rule.radius is None or rule.stride is None:
-        measured = probe(OrtEngine(package.onnx_path), package.contract.input.frames)
-        reach = Reach(measured.radius if rule.radius is None else reach.radius, rule.stride or measured.stride)
-    return Needs(reach.radius, reach.stride, bytes_per_cell(package.onnx_path, package.contract.input.frames))
+    rule, frames = package.contract.tile, package.contract.input.frames
+    engine = OrtEngine(package.onnx_path)
+    size = _fixed_size(engine)
+    radius, stride = (None if rule.radius == "global" else rule.radius), rule.stride
+    if rule.radius is None or stride is None:
+        measured = probe(engine, frames, fixed=size, radius=radius)
+        radius, stride = (measured.radius if rule.radius is None else radius), stride or measured.stride
+    footprint = bytes_per_cell(package.onnx_path, frames, size or round_up(256, stride))
+    return Needs(radius, stride, footprint, size)
+
+
+def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:
+    """The one tile size that a model takes, None if it takes any."""
+    height, width = engine.specs[0].shape[2:]
+    return None if height is None or width is None else (height, width)
 
 
 def attributes_of(product: Product, model: ModelNeeds) -> dict[str, Attribute]:
