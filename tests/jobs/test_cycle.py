@@ -185,7 +185,7 @@ def test_new_frames_are_seen_by_a_warm_driver(ready, product):
 
 def test_a_late_frame_is_waited_for(ready, product):
     prepared, pool = ready("input.wait=1s")
-    with pytest.raises(InputError, match="12:35Z .* has not arrived"):
+    with pytest.raises(InputError, match=r"12:35Z .* has not arrived"):
         run_cycle(prepared, pool, np.datetime64("2024-06-01T12:40", "ns"))
 
 

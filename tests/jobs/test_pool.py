@@ -1,0 +1,26 @@
+"""Who can work on a cluster, and how a cluster that is not there is noticed."""
+
+import pytest
+
+from jobs.pool import Resources, connect
+from pipelines.planner import Crew
+
+
+@pytest.mark.parametrize(
+    ("resources", "wanted", "crew"),
+    [
+        (Resources(0, 2), None, Crew(2, shared=True)),
+        (Resources(0, 16), 4, Crew(4, shared=True)),
+        (Resources(0, 2), 8, Crew(2, shared=True)),
+        (Resources(4, 64), None, Crew(4, shared=False)),
+        (Resources(4, 64), 1, Crew(1, shared=False)),
+    ],
+)
+def test_a_worker_takes_a_gpu_where_there_are_gpus_and_a_core_elsewhere(resources, wanted, crew):
+    assert resources.crew(wanted) == crew
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConnectionError, match=r"RAY_ADDRESS=127\.0\.0\.1:1"):
+        connect()
