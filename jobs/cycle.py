@@ -1,5 +1,7 @@
 """One cycle, from frames to a published forecast: inputs, draft, blocks, check, publish, or nothing at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from time import monotonic, sleep
@@ -11,6 +13,7 @@ import ray
 from jobs.drive import Drive, Progress
 from jobs.pool import Pool
 from jobs.prepare import Prepared
+from pipelines.cycles import find_cycle
 from pipelines.errors import AlreadyPublishedError, IncompleteError, NotYetError
 from pipelines.run import BlockResult, Seconds
 from pipelines.sink import Draft, abort, expire, open_draft, publish, sweep, write_block
@@ -47,6 +50,7 @@ class CycleReport:
     bytes_written: int = 0
     missing_share: float = 0.0
     gaps: tuple[str, ...] = ()
+    note: str = ""
     stages: Seconds = field(default_factory=Seconds)
     wait_seconds: float = 0.0
     publish_seconds: float = 0.0
@@ -81,23 +85,16 @@ def run_cycle(
     waited = monotonic() - start
     sweep(prepared.product.output.store, prepared.product.name)
     try:
-        draft = _open(prepared, cycle, replace_published)
+        with _draft(prepared, cycle, replace_published) as draft:
+            report = _fill(prepared, pool, source, cycle, draft, start, progress)
+            publishing = monotonic()
+            path = publish(draft, _outcome(report), replace_published).path
+            done = monotonic()
     except AlreadyPublishedError as error:
-        return CycleReport(prepared.product.name, cycle.reference_time, Status.ALREADY, str(error))
-    try:
-        report = _fill(prepared, pool, source, cycle, draft, start, progress)
-        publishing = monotonic()
-        published = publish(draft, _outcome(report), replace_published)
-    except AlreadyPublishedError as error:
-        abort(draft)
-        return CycleReport(prepared.product.name, cycle.reference_time, Status.ALREADY, str(error))
-    except BaseException:
-        abort(draft)
-        raise
-    done = monotonic()
+        return _already(prepared, cycle, str(error))
     _expire(prepared, cycle)
-    return replace(report, path=str(published.path), wait_seconds=waited, publish_seconds=done - publishing,
-                   total_seconds=done - start)  # fmt: skip
+    publish_seconds, total_seconds = done - publishing, done - start
+    return replace(report, path=path, wait_seconds=waited, publish_seconds=publish_seconds, total_seconds=total_seconds)
 
 
 def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) -> tuple[Source, Cycle]:
@@ -117,9 +114,11 @@ def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) ->
             sleep(_POLL_SECONDS)
 
 
-def _open(prepared: Prepared, cycle: Cycle, replace_published: bool) -> Draft:
+@contextmanager
+def _draft(prepared: Prepared, cycle: Cycle, replace_published: bool) -> Iterator[Draft]:
+    """A draft of the cycle, removed if it does not come to be published."""
     product = prepared.product
-    return open_draft(
+    draft = open_draft(
         product.output.store,
         product.name,
         cycle.reference_time,
@@ -130,6 +129,19 @@ def _open(prepared: Prepared, cycle: Cycle, replace_published: bool) -> Draft:
         prepared.provenance(cycle),
         replace=replace_published,
     )
+    try:
+        yield draft
+    except BaseException:
+        abort(draft)
+        raise
+
+
+def _already(prepared: Prepared, cycle: Cycle, note: str) -> CycleReport:
+    """The report of a cycle that another run has published."""
+    product = prepared.product
+    found = find_cycle(product.output.store, product.name, cycle.reference_time)
+    path = "" if found is None else found.path
+    return CycleReport(product.name, cycle.reference_time, Status.ALREADY, path, note=note)
 
 
 def _fill(

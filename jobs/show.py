@@ -77,7 +77,7 @@ def progress(title: str, quiet: bool) -> Iterator["Report"]:
 def cycle_table(report: "CycleReport") -> None:
     """The closing table of a cycle."""
     if not report.blocks:
-        out.print(f"[yellow]{report.product} {utc(report.reference_time)}:[/] {report.path}")
+        out.print(f"[yellow]{report.product} {utc(report.reference_time)}:[/] {report.note}")
         return
     colour = "yellow" if report.gaps else "green"
     out.print(f"[{colour}]{report.status}[/] {report.product} {utc(report.reference_time)} -> {report.path}")

@@ -22,5 +22,6 @@ def test_a_worker_takes_a_gpu_where_there_are_gpus_and_a_core_elsewhere(resource
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(ConnectionError, match=r"RAY_ADDRESS=127\.0\.0\.1:1"):
         connect()
