@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from pipelines.tiling import Block, Tile, Tiling
 from pipelines.transform import Decoder, Encoder
 
 Raw = NDArray[np.generic]
+Result = NDArray[Any]  # of a tile (lead, h, w): model space, or packed codes
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Read = Callable[[Window], Raw]
 
@@ -72,7 +74,7 @@ class Stopwatch:
 
 
 class Reuse:
-    """Results of tiles whose whole input is one value (dry or missing), kept to be used again.
+    """Results of tiles whose whole input is one value (dry or missing), kept as the canvas wants them.
 
     Equal inputs give equal outputs, so the forecast is the same to the bit. Results are dropped, oldest first,
     when they outgrow `limit_bytes`.
@@ -80,16 +82,16 @@ class Reuse:
 
     def __init__(self, limit_bytes: int = REUSE_BYTES) -> None:
         self._limit = limit_bytes
-        self._kept: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Result] = OrderedDict()
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
 
-    def get(self, key: Hashable) -> NDArray[np.float32]:
+    def get(self, key: Hashable) -> Result:
         return self._kept[key]
 
-    def keep(self, key: Hashable, out: NDArray[np.float32]) -> None:
-        self._kept[key] = out.copy()
+    def keep(self, key: Hashable, result: Result) -> None:
+        self._kept[key] = result
         while sum(kept.nbytes for kept in self._kept.values()) > self._limit:
             self._kept.popitem(last=False)
 
@@ -124,9 +126,18 @@ class CropCanvas:
         self._encoder, self._window = forecaster.encoder, block.window
         self.codes = np.empty((forecaster.leads, *block.window.shape), forecaster.encoder.dtype)
 
-    def add(self, out: NDArray[np.float32], tile: Tile) -> None:
-        rows, columns = tile.core.within(self._window).slices
-        self._encoder.encode(crop(out, tile), self.codes[:, rows, columns])
+    def add(self, out: Result, tile: Tile) -> None:
+        target, part = self.codes[:, *tile.core.within(self._window).slices], crop(out, tile)
+        if part.dtype == target.dtype:
+            target[...] = part
+        else:
+            self._encoder.encode(part, target)
+
+    def ready(self, out: NDArray[np.float32]) -> Result:
+        """Packed codes of a whole tile: packed once, added many times."""
+        codes = np.empty(out.shape, self.codes.dtype)
+        self._encoder.encode(out, codes)
+        return codes
 
     def finish(self) -> NDArray[np.generic]:
         return self.codes
@@ -139,8 +150,11 @@ class FeatherCanvas:
         self._encoder = forecaster.encoder
         self._blend = Feather(forecaster.tiling, block.window, forecaster.leads)
 
-    def add(self, out: NDArray[np.float32], tile: Tile) -> None:
+    def add(self, out: Result, tile: Tile) -> None:
         self._blend.add(self._encoder.mark_missing(out), tile)
+
+    def ready(self, out: NDArray[np.float32]) -> Result:
+        return out.copy()
 
     def finish(self) -> NDArray[np.generic]:
         values = self._blend.result()
@@ -185,7 +199,7 @@ def infer_block(
     for start in range(0, len(tiles), forecaster.batch):
         batch = tiles[start : start + forecaster.batch]
         with watch("infer"):
-            outs, ran = _infer_tiles(raw, seen, batch, forecaster)
+            outs, ran = _infer_tiles(raw, seen, batch, forecaster, canvas.ready)
         run += ran
         with watch("write"):
             for tile, out in zip(batch, outs, strict=True):
@@ -194,18 +208,22 @@ def infer_block(
 
 
 def _infer_tiles(
-    raw: Raw, seen: Window, tiles: Sequence[Tile], forecaster: Forecaster
-) -> tuple[list[NDArray[np.float32]], int]:
-    """Results (lead, h, w) of a few tiles, in order, and how many had to be run."""
+    raw: Raw,
+    seen: Window,
+    tiles: Sequence[Tile],
+    forecaster: Forecaster,
+    ready: Callable[[NDArray[np.float32]], Result],
+) -> tuple[list[Result], int]:
+    """Results (lead, h, w) of a few tiles, in order, and how many had to be run; those kept are made `ready` once."""
     cuts = [raw[:, *tile.window.within(seen).slices] for tile in tiles]
     names: list[Hashable] = [constant_key(cut) or index for index, cut in enumerate(cuts)]
     fresh = {name: cut for name, cut in zip(names, cuts, strict=True) if name not in forecaster.reuse}
-    outs = dict(zip(fresh, _infer_batch(list(fresh.values()), forecaster), strict=True))
-    results = [forecaster.reuse.get(name) if name in forecaster.reuse else outs[name] for name in names]
-    for name, out in outs.items():
+    kept = {name: forecaster.reuse.get(name) for name in names if name not in fresh}
+    for name, out in zip(fresh, _infer_batch(list(fresh.values()), forecaster), strict=True):
+        kept[name] = out if isinstance(name, int) else ready(out)
         if not isinstance(name, int):
-            forecaster.reuse.keep(name, out)
-    return results, len(fresh)
+            forecaster.reuse.keep(name, kept[name])
+    return [kept[name] for name in names], len(fresh)
 
 
 def _infer_batch(cuts: Sequence[Raw], forecaster: Forecaster) -> NDArray[np.float32]:
