@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +65,7 @@ class Prepared:
             product=dump_product(self.product),
             model=package.identity,
             engine=f"onnxruntime CPU float32, graph {package.graph_sha256[:12]}, weights {package.weights_sha256[:12]}",
-            versions={"squall": __version__} | {name: importlib.metadata.version(name) for name in _VERSIONED},
+            versions=_versions(),
             input_store=self.product.input.store,
             frame_times=cycle.frame_times,
         )
@@ -220,3 +221,8 @@ def _tried(action: Callable[[], T]) -> T | Exception:
         return action()
     except (PipelineError, EngineError) as error:
         return error
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"squall": __version__} | {name: importlib.metadata.version(name) for name in _VERSIONED}

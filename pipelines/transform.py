@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from math import isfinite, log, log10
+from math import isfinite, log, log10, prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipelines.units import UNCHANGED, Linear, Quantity, convert_units
 
 Floats = NDArray[np.floating[Any]]
 
-BLOCK_CELLS = 32_768  # a scratch of 128 KiB and its operands stay in the nearest caches
+BLOCK_CELLS = 65_536  # a scratch of 256 KiB and its operands stay in the nearest caches
 
 
 class Step(Protocol):
@@ -326,10 +326,10 @@ class Encoder:
             for block, target in _blocks(values, out):
                 work = scratch[: block.size].reshape(block.shape)
                 np.copyto(work, block)
-                missing = self._is_missing(work)
+                missing = None if self._is_whole(work) else self._is_missing(work)
                 self._pack(work)
                 np.copyto(target, work, casting="unsafe")
-                if missing.any():
+                if missing is not None:
                     np.copyto(target, self.fill, where=missing)
 
     def mark_missing(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -349,6 +349,11 @@ class Encoder:
         for lead in codes:
             lead &= keep
             lead |= fill
+
+    def _is_whole(self, values: NDArray[np.float32]) -> bool:
+        """True if no cell is missing."""
+        below = self.space.missing_below
+        return bool(values.min(initial=np.inf) >= np.float32(-np.inf if below is None else below))
 
     def _is_missing(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
         below = self.space.missing_below
@@ -420,11 +425,12 @@ def make_encoder(output: OutputSpec, needs: ModelNeeds) -> Encoder:
 
 
 def _blocks(source: NDArray[Any], target: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Views of both arrays, row by row groups that fit the nearest caches."""
-    if source.ndim > 2:
+    """Views of both arrays, a few fields or a few rows at a time, that fit the nearest caches."""
+    cells = prod(source.shape[1:])
+    if source.ndim > 2 and cells > BLOCK_CELLS // 2:
         for one, other in zip(source, target, strict=True):
             yield from _blocks(one, other)
         return
-    rows = max(1, BLOCK_CELLS // max(1, source.shape[1]))
-    for start in range(0, len(source), rows):
-        yield source[start : start + rows], target[start : start + rows]
+    step = max(1, BLOCK_CELLS // max(1, cells))
+    for start in range(0, len(source), step):
+        yield source[start : start + step], target[start : start + step]
