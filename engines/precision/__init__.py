@@ -1,0 +1,26 @@
+"""Precision is a rewrite of the graph, ONNX to ONNX: what the gate tests is what TensorRT builds.
+
+Order: `to_int8`, then `to_half` for what is left, then `pack_io`. Each is optional.
+"""
+
+from engines.precision.emulate import emulate_half
+from engines.precision.half import to_half
+from engines.precision.int8 import choose_cases, to_int8
+from engines.precision.layers import CONVERTER_VERSION, LayerCounts, describe
+from engines.precision.pack import Packing, pack_io
+from engines.precision.record import Conversion, Precision, record_conversion
+
+__all__ = [
+    "CONVERTER_VERSION",
+    "Conversion",
+    "LayerCounts",
+    "Packing",
+    "Precision",
+    "choose_cases",
+    "describe",
+    "emulate_half",
+    "pack_io",
+    "record_conversion",
+    "to_half",
+    "to_int8",
+]
