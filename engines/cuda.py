@@ -1,0 +1,204 @@
+"""Owners of what the CUDA runtime hands out: streams, events, device and pinned memory. Every status is checked.
+
+Needs the package `cuda-bindings`, imported at the first call: the module itself imports anywhere.
+"""
+
+import ctypes
+import importlib
+import weakref
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engines.base import EngineError, InferenceError, OutOfMemoryError
+
+
+@cache
+def runtime() -> Any:
+    """The module `cuda.bindings.runtime`.
+
+    Raises:
+        EngineError: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(f"CUDA cannot be used, install squall[tensorrt]: {error}") from error
+
+
+def call(name: str, *args: Any) -> Any:
+    """What a function of the CUDA runtime returns beside its status: one value, or None.
+
+    Raises:
+        InferenceError: the status is not success; names the function and CUDA's reason.
+        OutOfMemoryError: the reason is memory.
+    """
+    status, *values = getattr(runtime(), name)(*args)
+    if status.name != "cudaSuccess":
+        kind = OutOfMemoryError if status.name == "cudaErrorMemoryAllocation" else InferenceError
+        raise kind(f"{name} failed: {status.name}")
+    return values[0] if values else None
+
+
+def device_count() -> int:
+    """GPUs that this process may use; 0 without a driver or without `cuda-bindings`."""
+    return _count_devices()[0]
+
+
+def require_device(purpose: str) -> None:
+    """Nothing, if there is a GPU. To be asked first: TensorRT 8.6 ends the process where there is none.
+
+    Raises:
+        EngineError: no GPU; names what it was for and why CUDA finds none.
+    """
+    count, reason = _count_devices()
+    if not count:
+        raise EngineError(f"{purpose} needs an NVIDIA GPU with its driver, and CUDA finds none here: {reason}")
+
+
+def _count_devices() -> tuple[int, str]:
+    try:
+        status, count = runtime().cudaGetDeviceCount()
+    except EngineError as error:
+        return 0, str(error)
+    return (int(count), "") if status.name == "cudaSuccess" else (0, status.name)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What of a GPU an engine file depends on; the parts of a divided (MIG) GPU differ from the whole."""
+
+    name: str
+    compute_capability: str
+    multiprocessors: int
+    memory_bytes: int
+
+
+def describe_device(index: int = 0) -> Gpu:
+    """The GPU with this number among those that this process may use.
+
+    Raises:
+        EngineError: there is no such GPU.
+    """
+    require_device("describing a GPU")
+    found = call("cudaGetDeviceProperties", index)
+    name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+    memory = int(found.totalGlobalMem)
+    return Gpu(name.rstrip("\0"), f"{found.major}.{found.minor}", int(found.multiProcessorCount), memory)
+
+
+def free_bytes() -> int:
+    """Memory that is free on the current GPU."""
+    status, free, _ = runtime().cudaMemGetInfo()
+    if status.name != "cudaSuccess":
+        raise InferenceError(f"cudaMemGetInfo failed: {status.name}")
+    return int(free)
+
+
+class _Owner:
+    """Owns one handle of the CUDA runtime; given back by `close`, at the end of `with`, or with the object."""
+
+    def __init__(self, handle: int, release: str) -> None:
+        self.handle = handle
+        self._release = weakref.finalize(self, _give_back, release, handle)
+
+    def close(self) -> None:
+        """Give it back; a second call does nothing."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _give_back(release: str, handle: int) -> None:
+    if handle:
+        getattr(runtime(), release)(handle)  # its status tells of errors of earlier work, reported there
+
+
+class Stream(_Owner):
+    """A queue of work on the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__(int(call("cudaStreamCreate")), "cudaStreamDestroy")
+
+    def synchronize(self) -> None:
+        """Wait until the queue is empty."""
+        call("cudaStreamSynchronize", self.handle)
+
+    def wait(self, event: "Event") -> None:
+        """Let later work of this stream start only after the event."""
+        call("cudaStreamWaitEvent", self.handle, event.handle, 0)
+
+
+class Event(_Owner):
+    """A mark in a stream, to wait for or to measure time by."""
+
+    def __init__(self) -> None:
+        super().__init__(int(call("cudaEventCreate")), "cudaEventDestroy")
+
+    def record(self, stream: Stream) -> None:
+        call("cudaEventRecord", self.handle, stream.handle)
+
+    def synchronize(self) -> None:
+        call("cudaEventSynchronize", self.handle)
+
+    def milliseconds_since(self, earlier: "Event") -> float:
+        """Time on the GPU between two recorded marks."""
+        return float(call("cudaEventElapsedTime", earlier.handle, self.handle))
+
+
+class DeviceBuffer(_Owner):
+    """Memory of the GPU; `handle` is its address, 0 if it has no bytes.
+
+    Raises:
+        OutOfMemoryError: it does not fit.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        super().__init__(int(call("cudaMalloc", nbytes)) if nbytes else 0, "cudaFree")
+
+
+class PinnedBuffer(_Owner):
+    """Host memory that the GPU copies from and to at full speed, without the processor."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        super().__init__(int(call("cudaHostAlloc", nbytes, 0)) if nbytes else 0, "cudaFreeHost")
+
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """The first bytes as an array, without a copy; not to be used after `close`."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size > self.nbytes:
+            raise ValueError(f"{size} bytes of shape {shape} do not fit a pinned buffer of {self.nbytes}")
+        memory = memoryview((ctypes.c_byte * size).from_address(self.handle)).cast("B")
+        return np.ndarray(shape, dtype, memory)
+
+
+def copy(target: DeviceBuffer | PinnedBuffer, source: DeviceBuffer | PinnedBuffer, nbytes: int, stream: Stream) -> None:
+    """Queue a copy of the first bytes; pinned memory must not change until the stream has passed it."""
+    if nbytes > min(target.nbytes, source.nbytes):
+        raise ValueError(f"{nbytes} bytes do not fit buffers of {source.nbytes} and {target.nbytes}")
+    kind = runtime().cudaMemcpyKind.cudaMemcpyDefault
+    call("cudaMemcpyAsync", target.handle, source.handle, nbytes, kind, stream.handle)
+
+
+def select(device: int) -> None:
+    """Make a GPU the current one of this thread.
+
+    Raises:
+        EngineError: there is no such GPU.
+    """
+    count = device_count()
+    if not 0 <= device < count:
+        raise EngineError(f"GPU {device} was asked for; this process may use {count}")
+    call("cudaSetDevice", device)
