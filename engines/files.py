@@ -1,0 +1,143 @@
+"""Files that survive a crash and a rival: written whole, safe on disk, put in place only where nothing is yet."""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engines.lock import LockError, hold
+
+_READ_ONLY, _FOLDER = 0o444, os.O_RDONLY | os.O_DIRECTORY
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Writes a new read-only file and waits until the disk has it; an existing one is a FileExistsError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _READ_ONLY)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def read_plain(path: Path, limit_bytes: int) -> bytes:
+    """The bytes of a plain file that lies in a plain folder; links and devices are not followed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no plain file, its folder is none, or it holds more than `limit_bytes`.
+    """
+    try:
+        folder = os.open(path.parent, _FOLDER | os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise ValueError(f"{path} or its folder is a link or of another kind, not a plain file") from error
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path} is no plain file")
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise ValueError(f"{path} has {found.st_size} bytes; expected at most {limit_bytes}")
+    return data
+
+
+def put_file(data: bytes, path: Path, place: Path) -> None:
+    """Puts a whole file where none is, in one step, by way of a file in the staging folder `place`.
+
+    Raises:
+        FileExistsError: another was first; it is left as it is.
+    """
+    draft = place / secrets.token_hex(8)
+    write_new(draft, data)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        if os.stat(draft).st_nlink != 2:  # NFS may repeat a request that had succeeded, and then reports this
+            raise
+    draft.unlink()
+    sync_folder(path.parent)
+
+
+def put_folder(draft: Path, path: Path) -> None:
+    """Puts a whole folder, not empty, where none is, in one step.
+
+    Raises:
+        FileExistsError: another was first; it is left as it is.
+    """
+    for folder, _, _ in os.walk(draft, topdown=False):
+        sync_folder(Path(folder))
+    try:
+        os.rename(draft, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(f"{path} is there already") from error
+        raise
+    sync_folder(path.parent)
+
+
+def make_folders(path: Path) -> None:
+    """Makes a folder and those above it, each entry safe on disk."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the disk has the entries of a folder."""
+    descriptor = os.open(path, _FOLDER)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def staging(root: Path) -> Iterator[Path]:
+    """A new folder below `root` that only the caller uses; removed afterwards, or by `sweep` if the process dies."""
+    home = root / ".staging"
+    home.mkdir(parents=True, exist_ok=True)
+    folder = home / secrets.token_hex(8)
+    with hold(_guard(folder)):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(root: Path) -> list[Path]:
+    """Removes the staging folders below `root` whose process has died, and returns them."""
+    gone = []
+    for folder in sorted({p.with_suffix("") for p in (root / ".staging").iterdir()}):
+        try:
+            with hold(_guard(folder), timeout_seconds=0):
+                if folder.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    gone.append(folder)
+        except LockError:
+            continue
+    return gone
+
+
+def discard(root: Path, path: Path) -> bool:
+    """Removes a file or folder below `root`: it leaves its place whole, in one step. False if it was gone."""
+    with staging(root) as place:
+        try:
+            os.rename(path, place / path.name)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def _guard(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
