@@ -41,7 +41,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing squall and the tools of its tests into $(VENV), a minute or two"
-	$(PIP_INSTALL) '.[dev]'
+	$(PIP_INSTALL) '.[dev,rtx]'
 	@touch $@
 
 # Debian's Python comes without ensurepip; then the pip outside fills the environment.
