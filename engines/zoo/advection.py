@@ -5,7 +5,7 @@ so far, give one 2 x 2 least-squares system per cell over a window of finite sup
 there is no echo to say otherwise. Constants are kilometres and minutes, so one recipe fits every grid.
 
 Only two things move data by amounts known at run time, and both move whole cells (GridSample, nearest): sampling
-between cells would round differently in tiles of different widths. `docs/decisions/001-advection.md` has the numbers.
+between cells would round differently in tiles of different widths. `docs/decisions/006-advection.md` has the numbers.
 """
 
 import math

@@ -79,9 +79,13 @@ def test_a_running_cluster_is_joined_by_its_address(product, cluster):
 def test_a_submitted_job_publishes(product, cluster):
     wait_for_dashboard(cluster)
     env = cluster | {"RAY_ADDRESS": cluster["DASHBOARD"]}
-    done = command(
-        BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.nowcast", product, env=env
-    )
+    submit = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.nowcast", product]
+    done = command(*submit, env=env)
+    for _ in range(30):  # the dashboard answers before the agent that starts jobs does
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(1)
+        done = command(*submit, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (product.parent / "out" / "tiny" / "latest.zarr").exists()
 
