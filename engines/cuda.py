@@ -6,6 +6,7 @@ Needs the package `cuda-bindings`, imported at the first call: the module itself
 import ctypes
 import importlib
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -104,7 +105,7 @@ class _Owner:
 
     def __init__(self, handle: int, release: str) -> None:
         self.handle = handle
-        self._release = weakref.finalize(self, _give_back, release, handle)
+        self._release = weakref.finalize(self, _give_back, getattr(runtime(), release), handle)
 
     def close(self) -> None:
         """Give it back; a second call does nothing."""
@@ -119,9 +120,9 @@ class _Owner:
         self.close()
 
 
-def _give_back(release: str, handle: int) -> None:
+def _give_back(release: Callable[[int], Any], handle: int) -> None:
     if handle:
-        getattr(runtime(), release)(handle)  # its status tells of errors of earlier work, reported there
+        release(handle)  # its status tells of errors of earlier work, reported there
 
 
 class Stream(_Owner):

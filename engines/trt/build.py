@@ -170,6 +170,8 @@ def _collect(folder: Path, model: Path, code: int, last_words: str) -> Built:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         hint = "; was it short of host memory?" if -code == signal.SIGKILL else ""
         raise EngineError(f"the builder died {how} while it built {model.name}{hint}; its last words: {last_words}")
+    if not (folder / "report.json").exists():
+        raise EngineError(f"the builder ended without an engine of {model.name}; its last words: {last_words}")
     report = BuildReport.from_json(json.loads((folder / "report.json").read_text()))
     timing_cache, inspection = (folder / "timing_cache").read_bytes(), (folder / "inspection.json").read_text()
     return Built((folder / "engine").read_bytes(), timing_cache, report, inspection)

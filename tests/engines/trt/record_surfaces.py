@@ -1,7 +1,7 @@
 """Writes down which names a release of TensorRT has, from its bindings wheel, on a machine without a GPU.
 
     pip download --no-deps --only-binary=:all: -d wheels tensorrt-bindings==8.6.1
-    python tests/engines/record_surfaces.py wheels/*.whl        # writes tests/engines/surfaces/8.6.1.json ...
+    python tests/engines/trt/record_surfaces.py wheels/*.whl        # writes tests/engines/trt/surfaces/8.6.1.json ...
 
 The bindings are an extension module that links the TensorRT libraries (gigabytes, in other wheels). Empty libraries
 with the same symbols satisfy the loader; importing then registers every class, and nothing of TensorRT itself runs.

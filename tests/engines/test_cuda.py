@@ -1,0 +1,42 @@
+"""Owners over the CUDA runtime: statuses checked, memory given back, one clear sentence without a GPU."""
+
+import subprocess
+import sys
+
+import pytest
+
+from engines import cuda
+from engines.base import EngineError
+
+NO_CUDA = "import sys; sys.modules['cuda'] = None; from engines import cuda; "
+
+
+def run(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+
+def test_without_the_bindings_there_are_no_gpus_and_the_reason_names_what_to_install():
+    done = run(NO_CUDA + "assert cuda.device_count() == 0; cuda.require_device('a test')")
+    assert "EngineError: a test needs an NVIDIA GPU with its driver" in done.stderr
+    assert "install squall[tensorrt]" in done.stderr
+
+
+def test_the_real_bindings_have_every_function_that_we_call():
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (extra rtx)")
+    names = "GetDeviceCount Malloc HostAlloc Free FreeHost MemcpyAsync StreamCreate StreamDestroy StreamSynchronize "
+    names += "StreamWaitEvent EventCreate EventDestroy EventRecord EventSynchronize EventElapsedTime SetDevice "
+    names += "MemGetInfo GetDeviceProperties"
+    assert all(hasattr(runtime, f"cuda{name}") for name in names.split())
+    assert runtime.cudaMemcpyKind.cudaMemcpyDefault.value == 4
+
+
+def test_where_cuda_finds_no_gpu_every_way_in_is_an_error_and_no_crash():
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (extra rtx)")
+    if cuda.device_count():
+        pytest.skip("there is a GPU here")
+    for way_in in (cuda.describe_device, lambda: cuda.require_device("a test"), lambda: cuda.select(0)):
+        with pytest.raises(EngineError, match=r"CUDA finds none here|may use 0"):
+            way_in()
+    for make in (cuda.Stream, cuda.Event, lambda: cuda.DeviceBuffer(8), lambda: cuda.PinnedBuffer(8), cuda.free_bytes):
+        with pytest.raises(EngineError, match="failed: cudaError"):
+            make()

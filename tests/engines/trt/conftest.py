@@ -1,0 +1,340 @@
+"""A module that has only the names of one TensorRT release, and a CUDA runtime in host memory, to run our calls on.
+
+What a name does comes from `WORLD`, shared by all releases. Which names there are, how many arguments they take and
+which may be assigned comes from the recorded surface of the release. A call that a release lacks fails here as it would
+there: AttributeError for a name, TypeError for arguments.
+"""
+
+import ctypes
+import enum
+import json
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engines import cuda
+from engines.trt.surface import Surface
+
+SURFACES = Path(__file__).parent / "surfaces"
+RELEASES = sorted(path.stem for path in SURFACES.glob("*.json"))
+SHAPES = {"x": (-1, 2, -1, -1), "y": (-1, 3, -1, -1)}
+PROFILE = ((1, 2, 8, 8), (2, 2, 16, 16), (4, 2, 16, 16))
+
+
+def load(release: str) -> ModuleType:
+    """The stand-in of a release."""
+    tree = json.loads((SURFACES / f"{release}.json").read_text())
+    module = ModuleType("tensorrt_rtx" if release.startswith("rtx") else "tensorrt")
+    module.__version__, module.calls, module.refuse = tree["version"], [], {}
+    for name, members in tree["enums"].items():
+        if "." not in name:
+            setattr(module, name, enum.IntEnum(name, members, start=0, module=module.__name__))
+    for name, surface in tree["classes"].items():
+        setattr(module, name, _new_class(module, name, surface))
+    module.ILogger.Severity = enum.IntEnum("Severity", tree["enums"]["ILogger.Severity"], start=0)
+    return module
+
+
+def _new_class(module: ModuleType, kind: str, surface: dict[str, Any]) -> type:
+    writable = {name for name, mode in surface["properties"].items() if mode == "rw"}
+
+    def refuse_unknown(self: Any, name: str, value: Any) -> None:
+        inherits = type(self).__module__ != module.__name__  # our own subclass of a logger or a monitor
+        if not name.startswith("_") and name not in writable and not inherits:
+            raise AttributeError(f"{kind} has no attribute {name} that can be set")
+        object.__setattr__(self, name, value)
+
+    body: dict[str, Any] = {"__setattr__": refuse_unknown, "__module__": module.__name__}
+    for name, signatures in surface["methods"].items():
+        body[name] = _new_method(module, kind, name, signatures)
+    for name in surface["properties"]:
+        body.setdefault(name, _new_property(module, kind, name))
+    if kind == "IHostMemory":
+        body["__bytes__"] = lambda self: b"host memory"
+    return type(kind, (), body)
+
+
+def _new_method(module: ModuleType, kind: str, name: str, signatures: list[str]) -> Any:
+    def method(self: Any, *given: Any) -> Any:
+        returns = _check(module, f"{kind}.{name}", signatures, given)
+        if name == "__init__":
+            self._given = given
+            return None
+        module.calls.append((f"{kind}.{name}", given))
+        if f"{kind}.{name}" in module.refuse:
+            return module.refuse[f"{kind}.{name}"]
+        act = WORLD.get(f"{kind}.{name}")
+        return act(module, self, *given) if act else _default(module, returns)
+
+    return method
+
+
+def _check(module: ModuleType, name: str, signatures: list[str], given: tuple[Any, ...]) -> str:
+    """The return type of the overload that takes these arguments."""
+    for signature in signatures or ["() -> None"]:
+        arguments, returns = re.fullmatch(r"\((.*)\) -> (.+)", signature).groups()
+        wanted = [part.split(":", 1)[1].strip() for part in re.split(r", (?=\w+:)", arguments) if part]
+        least = sum("=" not in text for text in wanted)
+        if least <= len(given) <= len(wanted) and all(map(_fits, [module] * len(given), given, wanted)):
+            return returns.split("::")[-1]
+    raise TypeError(f"{name}{given} fits none of {signatures}")
+
+
+def _fits(module: ModuleType, value: Any, wanted: str) -> bool:
+    name = wanted.split("=")[0].strip().split("::")[-1]
+    kind = getattr(module, name, None)
+    plain = {"int": int, "SupportsInt": int, "bool": bool, "str": str, "Buffer": bytes, "buffer": bytes, "Dims": tuple}
+    kind = kind if isinstance(kind, type) else plain.get(name)
+    return kind is None or isinstance(value, kind)
+
+
+def _default(module: ModuleType, returns: str) -> Any:
+    plain = {"bool": True, "int": 0, "str": "", "None": None}
+    return plain[returns] if returns in plain else getattr(module, returns)()
+
+
+def _new_property(module: ModuleType, kind: str, name: str) -> Any:
+    def read(self: Any) -> Any:
+        return self.__dict__[f"_{name}"] if f"_{name}" in self.__dict__ else VALUES[f"{kind}.{name}"](module, self)
+
+    def write(self: Any, value: Any) -> None:
+        module.calls.append((f"{kind}.{name}=", (value,)))
+        self.__dict__[f"_{name}"] = value
+
+    return property(read, write)
+
+
+def _make(module: ModuleType, kind: str, **private: Any) -> Any:
+    made = getattr(module, kind).__new__(getattr(module, kind))
+    made.__dict__.update({f"_{name}": value for name, value in private.items()})
+    return made
+
+
+def _tensor(module: ModuleType, name: str) -> Any:
+    return _make(module, "ITensor", name=name, shape=SHAPES[name], dtype=module.DataType.FLOAT, is_shape_tensor=False)
+
+
+def _layers(module: ModuleType) -> list[Any]:
+    names = [("conv", "CONVOLUTION"), ("half_conv", "CONVOLUTION"), ("scale (extra)", "SCALE"), ("weights", "CONSTANT")]
+    kinds = module.LayerType
+    return [_make(module, "ILayer", name=name, type=kinds[kind], num_outputs=1) for name, kind in names]
+
+
+def _is_on(module: ModuleType, config: Any, flag: Any) -> bool:
+    toggles = [
+        call for call in module.calls if call[0].endswith("_flag") and call[1] == (flag,) and "get" not in call[0]
+    ]
+    return toggles[-1][0].endswith("set_flag") if toggles else flag.name == "TF32"
+
+
+def _set_input_shape(module: ModuleType, context: Any, name: str, shape: tuple[int, ...]) -> bool:
+    context.__dict__["_shape"] = shape
+    return True
+
+
+def _output_shape(module: ModuleType, context: Any, name: str) -> tuple[int, ...]:
+    n, _, h, w = context._shape
+    return (n, 3, h, w) if name == "y" else context._shape
+
+
+def _execute(module: ModuleType, context: Any, stream: int) -> bool:
+    """Output channel k is input channel 0 times k + 1, in host memory."""
+    at = {call[1][0]: call[1][1] for call in module.calls if call[0] == "IExecutionContext.set_tensor_address"}
+    given, returned = (_host_array(at[name], _output_shape(module, context, name)) for name in ("x", "y"))
+    returned[:] = given[:, :1] * np.float32([1, 2, 3]).reshape(3, 1, 1)
+    return True
+
+
+def _host_array(address: int, shape: tuple[int, ...]) -> Any:
+    size = int(np.prod(shape)) * 4
+    return np.ndarray(shape, np.float32, memoryview((ctypes.c_byte * size).from_address(address)).cast("B"))
+
+
+# What the names do, for all releases alike: one network with an input x and an output y, one engine of it.
+WORLD: dict[str, Any] = {
+    "INetworkDefinition.get_input": lambda module, self, index: _tensor(module, "x"),
+    "INetworkDefinition.get_layer": lambda module, self, index: self.__dict__.setdefault("_layers", _layers(module))[
+        index
+    ],
+    "ILayer.get_output": lambda module, self, index: _tensor(module, "y"),
+    "IBuilderConfig.get_flag": _is_on,
+    "IBuilderConfig.get_timing_cache": lambda module, self: _make(module, "ITimingCache"),
+    "ICudaEngine.get_tensor_name": lambda module, self, index: "yx"[index],
+    "ICudaEngine.get_tensor_mode": lambda module, self, name: module.TensorIOMode[{"x": "INPUT", "y": "OUTPUT"}[name]],
+    "ICudaEngine.get_tensor_shape": lambda module, self, name: SHAPES[name],
+    "ICudaEngine.get_tensor_dtype": lambda module, self, name: module.DataType.FLOAT,
+    "ICudaEngine.get_tensor_profile_shape": lambda module, self, name, index: [
+        tuple(n + index if axis > 1 else n for axis, n in enumerate(shape)) for shape in PROFILE
+    ],
+    "ICudaEngine.create_engine_inspector": lambda module, self: _make(module, "EngineInspector"),
+    "EngineInspector.get_engine_information": lambda module, self, format: json.dumps(
+        {"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}]}
+    ),
+    "IExecutionContext.set_input_shape": _set_input_shape,
+    "IExecutionContext.get_tensor_shape": _output_shape,
+    "IExecutionContext.execute_async_v3": _execute,
+    "Refitter.get_missing_weights": lambda module, self: [],
+    "Refitter.get_all_weights": lambda module, self: ["w"],
+    "OnnxParser.get_error": lambda module, self, index: _make(module, "ParserError"),
+    "ParserError.code": lambda module, self: module.ErrorCode.UNSUPPORTED_NODE,
+    "ParserError.node": lambda module, self: 1,
+    "ParserError.node_name": lambda module, self: "half_conv",
+    "ParserError.node_operator": lambda module, self: "Conv",
+}
+VALUES: dict[str, Any] = {
+    "INetworkDefinition.num_inputs": lambda module, self: 1,
+    "INetworkDefinition.num_outputs": lambda module, self: 1,
+    "INetworkDefinition.num_layers": lambda module, self: 4,
+    "OnnxParser.num_errors": lambda module, self: 1,
+    "OnnxParserRefitter.num_errors": lambda module, self: 1,
+    "ICudaEngine.num_io_tensors": lambda module, self: 2,
+    "ICudaEngine.num_optimization_profiles": lambda module, self: 2,
+    "ICudaEngine.device_memory_size": lambda module, self: 256,
+    "ICudaEngine.device_memory_size_v2": lambda module, self: 256,
+    "ICudaEngine.refittable": lambda module, self: True,
+}
+
+
+class HostCuda:
+    """The part of `cuda.bindings.runtime` that engines use, over host memory; `fail` names a function and its error."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
+
+    def __init__(self, devices: int = 1) -> None:
+        self.devices, self.fail, self.blocks, self.handles = devices, {}, {}, set()
+
+    def __getattr__(self, name: str) -> Any:
+        def function(*given: Any) -> tuple[Any, ...]:
+            status = SimpleNamespace(name=self.fail.get(name, "cudaSuccess"))
+            if status.name != "cudaSuccess":
+                return (status, None)
+            values = getattr(self, f"_{name}")(*given)
+            return (status, *(values if isinstance(values, tuple) else (values,)))
+
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+        return function
+
+    def _cudaGetDeviceCount(self) -> int:
+        return self.devices
+
+    def _cudaMalloc(self, nbytes: int) -> int:
+        block = (ctypes.c_byte * nbytes)()
+        self.blocks[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def _cudaHostAlloc(self, nbytes: int, flags: int) -> int:
+        return self._cudaMalloc(nbytes)
+
+    def _cudaFree(self, address: int) -> tuple[()]:
+        del self.blocks[address]
+        return ()
+
+    _cudaFreeHost = _cudaFree
+
+    def _cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> tuple[()]:
+        ctypes.memmove(target, source, nbytes)
+        return ()
+
+    def _new_handle(self) -> int:
+        self.handles.add(len(self.handles) + 1000)
+        return max(self.handles)
+
+    _cudaStreamCreate = _cudaEventCreate = _new_handle
+
+    def _drop_handle(self, handle: int) -> tuple[()]:
+        self.handles.discard(handle)
+        return ()
+
+    _cudaStreamDestroy = _cudaEventDestroy = _drop_handle
+
+    def _nothing(self, *given: Any) -> tuple[()]:
+        return ()
+
+    _cudaSetDevice = _cudaStreamSynchronize = _cudaStreamWaitEvent = _nothing
+    _cudaEventRecord = _cudaEventSynchronize = _nothing
+
+    def _cudaEventElapsedTime(self, start: int, end: int) -> float:
+        return 1.5
+
+    def _cudaMemGetInfo(self) -> tuple[int, int]:
+        return 1 << 30, 2 << 30
+
+    def _cudaGetDeviceProperties(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(name=b"Stand-in", major=9, minor=0, multiProcessorCount=132, totalGlobalMem=2 << 30)
+
+
+@pytest.fixture(params=RELEASES)
+def surface(request: pytest.FixtureRequest) -> Surface:
+    """The surface of each recorded release in turn."""
+    return Surface(load(request.param))
+
+
+@pytest.fixture
+def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
+    """One GPU that is host memory."""
+    there = HostCuda()
+    monkeypatch.setattr(cuda, "runtime", lambda: there)
+    return there
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that finds no GPU."""
+    nowhere = HostCuda()
+    nowhere.fail["cudaGetDeviceCount"] = "cudaErrorNoDevice"
+    monkeypatch.setattr(cuda, "runtime", lambda: nowhere)
+
+
+Operators = list[onnx.NodeProto]
+Weights = dict[str, np.ndarray[Any, Any]]
+
+
+def save_graph(
+    path: Path, nodes: Operators, weights: Weights, planes: int = 3, size: tuple[Any, Any] = ("h", "w"), dtype: int = 1
+) -> Path:
+    """An ONNX file from (n, 2, h, w) x to (n, planes, *size) y."""
+    given = helper.make_tensor_value_info("x", dtype, ["n", 2, "h", "w"])
+    returned = helper.make_tensor_value_info("y", dtype, ["n", planes, *size])
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", [given], [returned], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def conv_weights(dtype: str = "float32") -> np.ndarray[Any, Any]:
+    """(3, 2, 3, 3), near 1."""
+    return np.random.default_rng(0).normal(size=(3, 2, 3, 3)).astype(dtype)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Any:
+    """Writes an ONNX file: graph(nodes, weights, ...)."""
+    return lambda *given, **named: save_graph(tmp_path / "model.onnx", *given, **named)
+
+
+@pytest.fixture
+def conv(graph: Any) -> Path:
+    """One float32 convolution, the node `conv`."""
+    return graph([helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1] * 4)], {"w": conv_weights()})
+
+
+@pytest.fixture
+def mixed(graph: Any) -> Path:
+    """A convolution in half, the node `half_conv`, and one in float32, the node `conv`."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["xh"], "to_half", to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["xh", "wh"], ["ch"], "half_conv", pads=[1] * 4),
+        helper.make_node("Cast", ["ch"], ["c"], "to_float", to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", "w"], ["d"], "conv", pads=[1] * 4),
+        helper.make_node("Add", ["c", "d"], ["y"], "sum"),
+    ]
+    return graph(nodes, {"w": conv_weights(), "wh": conv_weights("float16")})
