@@ -134,9 +134,7 @@ def count_types(surface: Surface, network: Any) -> dict[str, int]:
 
 def explain(text: str, path: Path, workspace_bytes: int | None) -> str:
     """What TensorRT's log says about a build that failed, the ONNX node and a way out added where known."""
-    named = re.search(r"node\S* (?:\{ForeignNode\[)?([\w./:-]+)", text)
-    graph_nodes = {node.name: node.op_type for node in _nodes(_load(path).graph)}
-    at = f" (node {named[1]}, {graph_nodes[named[1]]})" if named and named[1] in graph_nodes else ""
+    at = _named_in(text, _load(path).graph)
     if "implementation" in text or "workspace" in text:
         have = "all of the GPU" if workspace_bytes is None else f"{workspace_bytes} bytes"
         return f"{text}{at}; give it more workspace (it had {have}), or smaller shapes in the profile"
@@ -156,6 +154,17 @@ def _refusal(error: Any, graph: onnx.GraphProto) -> str:
     reason = code if reason in ("", "false") else f"{reason} ({code})"
     where = f"node {name or f'number {index}'} ({kind}): " if kind else ""
     return f"{where}{reason}; {WAYS_OUT.get(code, OTHER_WAY_OUT)}"
+
+
+def _named_in(text: str, graph: onnx.GraphProto) -> str:
+    """The first ONNX node that a text of TensorRT names after the word node, with its operator; empty if none."""
+    after = text.partition("node")[2]
+    found = [
+        (match.start(), -len(node.name), f" (node {node.name}, {node.op_type})")
+        for node in _nodes(graph)
+        if node.name and (match := re.search(rf"(?<![\w/]){re.escape(node.name)}(?!\w)", after))
+    ]
+    return min(found)[2] if found else ""
 
 
 def _belongs(layer: Any, nodes: frozenset[str]) -> bool:
