@@ -3,6 +3,7 @@
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.base import ModelError
 from engines.precision.layers import checked, fresh, names, prepared, replace_all, value_types
 
 
@@ -21,6 +22,9 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
     half = {name for name, kind in types.items() if kind == TensorProto.FLOAT16}
     if not half:
         return model
+    ports = half.intersection(port.name for port in (*rewrite.graph.input, *rewrite.graph.output))
+    if ports:
+        raise ModelError(f"graph {rewrite.graph.name!r} has half input or output {sorted(ports)}; expected float32")
     graph, taken, nodes = rewrite.graph, names(rewrite.graph), []
     for tensor in graph.initializer:
         if tensor.name in half:

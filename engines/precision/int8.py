@@ -73,20 +73,18 @@ def choose_cases(intensity: ArrayLike, count: int, extremes: int = 4) -> list[in
         ValueError: no case, an intensity that is not finite, or a count below 1.
 
     >>> choose_cases([0, 0, 0, 0, 1, 2, 3, 100], count=4, extremes=2)
-    [0, 4, 6, 7]
+    [0, 5, 6, 7]
     """
     values = np.asarray(intensity, np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"intensity has shape {values.shape} or is not finite; expected one finite number a case")
     if count < 1 or extremes < 1:
         raise ValueError(f"count is {count} and extremes is {extremes}; both must be at least 1")
-    order = [int(k) for k in np.argsort(-values, kind="stable")]
-    chosen = order[: min(count, extremes)]
-    if len(chosen) < min(count, len(order)):
-        chosen.append(order[-1])
-    edges = np.linspace(values.max(), values.min(), min(count, len(order)) - len(chosen) + 1)
-    for centre in (edges[1:] + edges[:-1]) / 2:
-        distance = np.abs(values - centre)
+    count = min(count, len(values))
+    chosen = [int(k) for k in np.argsort(-values, kind="stable")[: min(count, extremes)]]
+    edges = np.linspace(values.max(), values.min(), max(1, count - len(chosen)))
+    for wanted in [values.min(), *(edges[1:] + edges[:-1]) / 2][: count - len(chosen)]:
+        distance = np.abs(values - wanted)
         distance[chosen] = np.inf
         chosen.append(int(distance.argmin()))
     return sorted(chosen)
@@ -176,6 +174,8 @@ def _check_opset(model: onnx.ModelProto) -> None:
 
 
 def _check_cases(graph: onnx.GraphProto, cases: Sequence[NDArray[np.float32]]) -> None:
+    if len(graph.input) != 1:
+        raise ModelError(f"graph {graph.name!r} has {len(graph.input)} inputs; expected one")
     if not len(cases):
         raise ValueError("no calibration case; expected at least one array (n, channel, h, w)")
     want = [d.dim_value if d.HasField("dim_value") else None for d in graph.input[0].type.tensor_type.shape.dim]

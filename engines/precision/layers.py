@@ -75,15 +75,22 @@ def checked(model: onnx.ModelProto, what: str) -> onnx.ModelProto:
     """
     try:
         onnx.checker.check_model(model, full_check=True)
-        value_types(model)
     except Exception as error:  # checker and shape inference raise unrelated types
         raise ModelError(f"{what} of graph {model.graph.name!r} fails the ONNX checker: {first_line(error)}") from error
+    value_types(model)
     return model
 
 
 def value_types(model: onnx.ModelProto) -> dict[str, int]:
-    """ONNX element type of every value, subgraphs included, by strict shape inference."""
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    """ONNX element type of every value, subgraphs included, by strict shape inference.
+
+    Raises:
+        ModelError: a type or shape does not fit.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:  # protobuf and shape inference raise unrelated types
+        raise ModelError(f"shape inference of graph {model.graph.name!r} fails: {first_line(error)}") from error
     types: dict[str, int] = {}
     for graph in graphs(inferred.graph):
         for value in (*graph.input, *graph.value_info, *graph.output):

@@ -63,10 +63,10 @@ class Packing:
 
     @classmethod
     def spanning(cls, low: float, high: float) -> "Packing":
-        """The finest uint8 packing of low to high; both are exact codes, 0 and 254.
+        """The finest uint8 packing of low to high: codes 0 and 254.
 
-        >>> Packing.spanning(-2.0, 4.35).scale
-        0.025
+        >>> Packing.spanning(-32.0, 95.0).scale
+        0.5
         """
         return cls(scale=(high - low) / 254, offset=low)
 
