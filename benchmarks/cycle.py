@@ -1,6 +1,6 @@
 """What a cycle costs: squall, the limit of its engine, and three other ways to make the same forecast.
 
-    python -m benchmarks.cycle [--data ../shared/data] [--grid fmi|mrms] [--model unet|advection] [--repeats 5] [--quick]
+    python -m benchmarks.cycle [--data ../shared/data] [--grid fmi mrms] [--model unet advection] [--quick]
 
 Without --data it makes storms of the same sizes, once, in the folder of --work. Every contender is a process of its
 own; contenders take turns, each cycle has other frames than the one before, what was written is compared with squall's
@@ -124,7 +124,9 @@ def make_task(prepared: Prepared, folder: Path) -> Task:
     return Task(
         store=prepared.source.store,
         variable=prepared.source.variable,
-        cycles=[list(find_inputs(prepared.source, prepared.product, time).frame_indices) for time in usable_times(prepared)],
+        cycles=[
+            list(find_inputs(prepared.source, prepared.product, time).frame_indices) for time in usable_times(prepared)
+        ],
         fill=int(prepared.source.encoding.fill),
         table=str(folder / "table.npy"),
         model=str(setup.model),
@@ -138,6 +140,10 @@ def make_task(prepared: Prepared, folder: Path) -> Task:
         chunk=tuple(chunk_edge(c, g, k) for c, g, k in zip(core, tiling.grid, layout.chunk[1:], strict=True)),
         cores=os.cpu_count() or 1,
     )
+
+
+def frames_of(prepared: Prepared, time: np.datetime64) -> tuple[int | None, ...]:
+    return find_inputs(prepared.source, prepared.product, time).frame_indices
 
 
 def chunk_edge(core: int, grid: int, chunk: int) -> int:
@@ -204,23 +210,28 @@ def say(folder: Path, name: str, what: str, seconds: float) -> None:
     print(f"{folder.name:16} {name:10} {what:6} {seconds:8.2f} s   load {os.getloadavg()[0]:.1f}", flush=True)
 
 
-def rows_of(case: str, prepared: Prepared, laps: dict[str, Laps]) -> list[str]:
+def rows_of(case: str, laps: dict[str, Laps]) -> list[str]:
     """The table rows of one case."""
     limit, ours = laps["bare"].median, laps["squall"]
-    lines = [f"| {case} | *limit* | | {limit:.2f} | 1.00 | | | {gb(laps['bare'].worst_bytes)} | | |"]
+    lines = [f"| {case} | *limit* | | {limit:.2f} | 1.00 | | | | | |"]
     for name, one in laps.items():
         if name != "bare":
-            cold = statistics.median(one.cold) if one.cold else float("nan")
-            ratios = [
-                f"{cold / statistics.median(ours.cold):.2f}" if ours.cold else "",
-                f"{one.median / ours.median:.2f}",
+            times = [middle(one.cold), middle(one.warm), f"{limit / one.median:.2f}"]
+            ratios = [middle(one.cold, ours.cold), middle(one.warm, ours.warm)]
+            sizes = [
+                f"{gb(one.worst_bytes)} / {gb(one.tree_bytes)}",
+                f"{one.written_bytes / 1e6:.1f}",
+                str(one.objects),
             ]
-            lines.append(
-                f"| {case} | {NAMES[name]} | {cold:.2f} | {one.median:.2f} | {limit / one.median:.2f} | "
-                f"{' | '.join(ratios)} | {gb(one.worst_bytes)} / {gb(one.tree_bytes)} | {one.written_bytes / 1e6:.1f} | "
-                f"{one.objects} |"
-            )
+            lines.append(f"| {case} | {NAMES[name]} | " + " | ".join(times + ratios + sizes) + " |")
     return lines
+
+
+def middle(seconds: list[float], reference: list[float] | None = None) -> str:
+    """The median, or its ratio to that of a reference; empty if nothing was measured."""
+    if not seconds:
+        return ""
+    return f"{statistics.median(seconds) / (statistics.median(reference) if reference else 1):.2f}"
 
 
 def tiles_line(case: str, prepared: Prepared, laps: dict[str, Laps]) -> str:
@@ -286,10 +297,10 @@ def main() -> None:
             store = find_store(grid, arguments.data, arguments.work, arguments.quick)
             prepared = make_case(folder, model, store)
             laps = race(folder, ["bare", *arguments.only], arguments.colds, arguments.repeats)
-            table += rows_of(case, prepared, laps)
+            table += rows_of(case, laps)
             notes.append(tiles_line(case, prepared, laps))
             record[case] = {name: asdict(one) for name, one in laps.items()}
-            print("\n".join(table + ["", *notes]), flush=True)
+            print("\n".join([*table, "", *notes]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1))
 
