@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from engines.cuda import DeviceBuffer, Stream
 from engines.spec import Profile, TensorSpec, to_shape
 from engines.trt.builder import Journal
 from engines.trt.lane import Lane, Streams
+from engines.trt.refit import refit
 from engines.trt.report import inspect_engine
 from engines.trt.surface import Surface, load_surface, log_to
 
@@ -124,6 +126,21 @@ class TensorRTEngine:
     def warm(self, shape: tuple[int, int, int, int]) -> None:
         """Run once on zeros of this shape, so that the first real batch pays for nothing."""
         self.lend(np.zeros(shape, self.specs[0].dtype))
+
+    def refit(self, model: Path, previous: Path) -> tuple[str, ...]:
+        """Names of the weights that differ between two ONNX files of one graph, now this engine's.
+
+        For a standby engine that was built with REFIT from `previous`; its results are then to be checked again.
+
+        Raises:
+            EngineError: not refittable, or TensorRT cannot replace a weight that differs (names it): build again.
+        """
+        self._streams.synchronize()
+        return refit(self._surface, self._engine, model, previous, self._logger, self._journal)
+
+    def serialize(self) -> bytes:
+        """The engine file, with the weights that it has now."""
+        return bytes(self._engine.serialize())
 
     def close(self) -> None:
         """Release memory; the engine cannot be used afterwards."""

@@ -20,6 +20,10 @@ ONNX_TYPES = {
     onnx.TensorProto.FLOAT8E4M3FN: "float8",
     onnx.TensorProto.INT4: "int4",
 }
+FREE_LAYERS = frozenset(
+    {"CONSTANT", "QUANTIZE", "DEQUANTIZE", "CAST", "SHAPE", "ASSERTION"}
+    | {"TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT"}
+)
 INSTEAD = "or run this model with the ONNX Runtime engine"
 WAYS_OUT = {
     "MODEL_DESERIALIZE_FAILED": "check that the file is ONNX and whole",
@@ -61,8 +65,9 @@ def read_types(path: Path) -> Types:
 def typing_flags(surface: Surface, types: Types, asked: frozenset[str]) -> frozenset[str]:
     """Names of the flags that this TensorRT needs to honour the types of a graph.
 
-    Releases with a typed network take the types from the graph. Older ones, and those that are asked for a flag of
-    `FLAG_OF_TYPE`, take a flag for each type beyond float32, and constraints that hold the rest to float32.
+    Releases with a typed network take the types from the graph. Older ones take a flag for each type beyond float32,
+    and constraints that hold the rest to float32. Whoever asks for a flag of `FLAG_OF_TYPE` gets neither a typed
+    network nor constraints: the builder chooses.
 
     Raises:
         EngineError: this TensorRT cannot use a type of the graph.
@@ -74,7 +79,8 @@ def typing_flags(surface: Surface, types: Types, asked: frozenset[str]) -> froze
     lacking = needed - surface.members("BuilderFlag").keys()
     if lacking:
         raise EngineError(f"{_called(surface)} has no {', '.join(sorted(lacking))}, which types of this graph need")
-    return frozenset(needed | ({"OBEY_PRECISION_CONSTRAINTS"} if types.half_nodes else set()))
+    is_held = types.half_nodes and not asked & by_flag
+    return frozenset(needed | ({"OBEY_PRECISION_CONSTRAINTS"} if is_held else set()))
 
 
 def check_flags(surface: Surface, asked: frozenset[str]) -> None:
@@ -174,7 +180,7 @@ def _belongs(layer: Any, nodes: frozenset[str]) -> bool:
 
 def _is_free(layer: Any) -> bool:
     """True for layers whose type is not the builder's choice, or is what they are there to change."""
-    return layer.type.name in {"CONSTANT", "QUANTIZE", "DEQUANTIZE", "CAST", "SHAPE", "ASSERTION"}
+    return layer.type.name in FREE_LAYERS or layer.type.name.startswith(("PLUGIN", "CONDITION"))
 
 
 def _types_of_values(model: onnx.ModelProto) -> dict[str, int]:

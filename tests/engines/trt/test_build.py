@@ -10,12 +10,14 @@ import threading
 import time
 
 import numpy as np
+import onnx
 import psutil
 import pytest
 from onnx import TensorProto, helper
 
 from engines import zoo
 from engines.base import EngineError, ModelError
+from engines.precision import describe, to_half
 from engines.spec import BuildSpec, Profile
 from engines.trt import BuildCancelledError, build, load_surface
 
@@ -174,6 +176,13 @@ def test_tensorrt_takes_every_model_of_the_zoo(rtx, kind, tmp_path):
     assert not [warning for warning in built.report.warnings if "timing cache" in warning]
 
 
+def test_tensorrt_takes_the_half_graphs_that_we_write_as_they_are_typed(rtx, tmp_path):
+    folder = zoo.write_package(MODELS["unet"], tmp_path / "package")
+    half = to_half(onnx.load(folder / "model.onnx"))
+    report = build(half.SerializeToString(), BuildSpec((Profile.up_to((2, 4, 64, 64)),)), module=rtx).report
+    assert report.network_layers["float16"] >= describe(half).half > 0
+
+
 def test_bytes_and_a_file_are_built_alike(rtx, conv):
     from_file, from_bytes = build(conv, SPEC, module=rtx), build(conv.read_bytes(), SPEC, module=rtx)
     assert from_file.report.network_layers == from_bytes.report.network_layers
@@ -185,8 +194,6 @@ def test_several_profiles_go_into_one_engine(rtx, conv):
 
 
 def test_weights_beside_the_file_are_found(rtx, conv, tmp_path):
-    import onnx
-
     (tmp_path / "package").mkdir()
     model = onnx.load(conv)
     path = tmp_path / "package" / "model.onnx"

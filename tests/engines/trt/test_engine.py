@@ -196,3 +196,8 @@ def test_without_a_gpu_tensorrt_is_not_even_asked(surface, no_gpu, monkeypatch):
     with pytest.raises(EngineError, match=r"running an engine with \S+ \S+ needs an NVIDIA GPU"):
         TensorRTEngine(b"engine file")
     assert not surface.module.calls
+
+
+def test_code_that_an_engine_file_brings_for_the_host_is_never_allowed(load, surface):
+    load()(noise(1, 2, 8, 8))
+    assert not [name for name, _ in surface.module.calls if "host_code" in name]

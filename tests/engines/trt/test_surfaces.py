@@ -60,7 +60,8 @@ def test_a_flag_that_a_release_lacks_is_refused_with_those_that_it_has(surface, 
 def test_half_by_flag_where_there_is_such_a_flag_makes_an_untyped_network(surface, mixed, host_cuda):
     spec = replace(SPEC, flags=frozenset({"FP16"}))
     if "FP16" in surface.members("BuilderFlag"):
-        assert "STRONGLY_TYPED" not in build(surface, mixed, spec).report.flags
+        assert build(surface, mixed, spec).report.flags == ("FP16",)
+        assert not calls(surface, "ILayer.precision=")
     else:
         with pytest.raises(EngineError, match="has no flag FP16"):
             build(surface, mixed, spec)
