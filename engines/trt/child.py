@@ -29,8 +29,11 @@ def main(folder: Path, events: int) -> None:
 def _build(request: dict[str, Any], folder: Path, events: int) -> Built:
     surface = load_surface(request["module"])
 
+    one_at_a_time = threading.Lock()  # TensorRT logs from several threads
+
     def tell(**event: Any) -> None:
-        os.write(events, json.dumps(event).encode() + b"\n")
+        with one_at_a_time:
+            os.write(events, json.dumps(event).encode() + b"\n")
 
     def log(level: int, message: str) -> None:
         if level >= request["log_level"]:
