@@ -1,6 +1,7 @@
 """One cycle, from frames to a published forecast: inputs, draft, blocks, check, publish, or nothing at all."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -85,8 +86,8 @@ def run_cycle(
     waited = monotonic() - start
     sweep(prepared.product.output.store, prepared.product.name)
     try:
-        with _draft(prepared, cycle, replace_published) as draft:
-            report = _fill(prepared, pool, source, cycle, draft, start, progress)
+        with _shared_frames(source, cycle) as frames, _draft(prepared, cycle, replace_published) as draft:
+            report = _fill(prepared, pool, cycle, draft, frames.result(), start, progress)
             publishing = monotonic()
             path = publish(draft, _outcome(report), replace_published).path
             done = monotonic()
@@ -145,7 +146,7 @@ def _already(prepared: Prepared, cycle: Cycle, note: str) -> CycleReport:
 
 
 def _fill(
-    prepared: Prepared, pool: Pool, source: Source, cycle: Cycle, draft: Draft, start: float, progress: Progress
+    prepared: Prepared, pool: Pool, cycle: Cycle, draft: Draft, frames: Any, start: float, progress: Progress
 ) -> CycleReport:
     """The draft with every shard written, and what it took.
 
@@ -157,7 +158,7 @@ def _fill(
     drive = Drive(
         pool,
         blocks,
-        (cycle, draft, _shared_frames(source, cycle)),
+        (cycle, draft, frames),
         None if deadline is None else start + deadline.total_seconds(),
         progress,
     )
@@ -172,9 +173,14 @@ def _fill(
     return _report(prepared, cycle, blocks, results, gaps)
 
 
-def _shared_frames(source: Source, cycle: Cycle) -> Any:
-    """In Ray's object store: whole frames, where the chunks of the store are whole frames; else the source."""
-    return ray.put(source.read_frames(cycle) if source.is_one_chunk_per_frame else source)
+@contextmanager
+def _shared_frames(source: Source, cycle: Cycle) -> Iterator[Future[Any]]:
+    """In Ray's object store: whole frames, where the chunks of the store are whole frames; else the source.
+
+    They are read while the draft is opened: one waits for the processor, the other for the disk.
+    """
+    with ThreadPoolExecutor(1) as side:
+        yield side.submit(lambda: ray.put(source.read_frames(cycle) if source.is_one_chunk_per_frame else source))
 
 
 def _check_missing(prepared: Prepared, cycle: Cycle, results: list[BlockResult], complete: bool) -> None:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -196,10 +197,11 @@ def infer_block(
     """
     canvas = (FeatherCanvas if forecaster.tiling.mode == "feather" else CropCanvas)(forecaster, block)
     tiles, run = forecaster.tiling.tiles(block), 0
+    decoded = cache(lambda: forecaster.decoder.decode(raw))  # once for all tiles, and only if one must be run
     for start in range(0, len(tiles), forecaster.batch):
         batch = tiles[start : start + forecaster.batch]
         with watch("infer"):
-            outs, ran = _infer_tiles(raw, seen, batch, forecaster, canvas.ready)
+            outs, ran = _infer_tiles(raw, decoded, [t.window.within(seen) for t in batch], forecaster, canvas.ready)
         run += ran
         with watch("write"):
             for tile, out in zip(batch, outs, strict=True):
@@ -209,28 +211,18 @@ def infer_block(
 
 def _infer_tiles(
     raw: Raw,
-    seen: Window,
-    tiles: Sequence[Tile],
+    decoded: Callable[[], NDArray[np.float32]],
+    windows: Sequence[Window],
     forecaster: Forecaster,
     ready: Callable[[NDArray[np.float32]], Result],
 ) -> tuple[list[Result], int]:
     """Results (lead, h, w) of a few tiles, in order, and how many had to be run; those kept are made `ready` once."""
-    cuts = [raw[:, *tile.window.within(seen).slices] for tile in tiles]
-    names: list[Hashable] = [constant_key(cut) or index for index, cut in enumerate(cuts)]
-    fresh = {name: cut for name, cut in zip(names, cuts, strict=True) if name not in forecaster.reuse}
+    names: list[Hashable] = [constant_key(raw[:, *w.slices]) or index for index, w in enumerate(windows)]
+    fresh = {name: w for name, w in zip(names, windows, strict=True) if name not in forecaster.reuse}
     kept = {name: forecaster.reuse.get(name) for name in names if name not in fresh}
-    for name, out in zip(fresh, _infer_batch(list(fresh.values()), forecaster), strict=True):
+    outs = forecaster.infer(np.stack([decoded()[:, *w.slices] for w in fresh.values()])) if fresh else ()
+    for name, out in zip(fresh, outs, strict=True):
         kept[name] = out if isinstance(name, int) else ready(out)
         if not isinstance(name, int):
             forecaster.reuse.keep(name, kept[name])
     return [kept[name] for name in names], len(fresh)
-
-
-def _infer_batch(cuts: Sequence[Raw], forecaster: Forecaster) -> NDArray[np.float32]:
-    """Results (n, lead, h, w), model space, of raw tiles (frame, h, w)."""
-    if not cuts:
-        return np.empty((0, forecaster.leads, 0, 0), np.float32)
-    batch = np.empty((len(cuts), *cuts[0].shape), np.float32)
-    for cut, tile in zip(cuts, batch, strict=True):
-        forecaster.decoder.decode(cut, tile)
-    return forecaster.infer(batch)

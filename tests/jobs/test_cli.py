@@ -129,3 +129,14 @@ def test_a_run_is_drawn_listed_inspected_and_verified(product, tmp_path):
     verified = json.loads(squall("verify", product, "--threshold", "1", "--format", "json").output)
     assert [score["lead_time"] for score in verified["forecast"]] == [300, 600, 900]
     assert all(0 <= score["csi"] <= 1 for score in verified["forecast"] if np.isfinite(score["csi"]))
+
+
+@pytest.mark.ray
+def test_the_demo_publishes_draws_and_may_be_run_again(tmp_path):
+    done = squall("demo", "--folder", tmp_path / "demo")
+    assert done.exit_code == 0, done.output
+    assert "published rain-demo 2024-06-01T13:30:00Z" in done.output
+    assert (tmp_path / "demo" / "forecast.png").read_bytes().startswith(b"\x89PNG")
+    again = squall("demo", "--folder", tmp_path / "demo")
+    assert again.exit_code == 0
+    assert "published already" in again.output
