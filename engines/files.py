@@ -118,7 +118,7 @@ def staging(root: Path) -> Iterator[Path]:
 def sweep(root: Path) -> list[Path]:
     """Removes the staging folders below `root` whose process has died, and returns them."""
     gone = []
-    for folder in sorted({p.with_suffix("") for p in (root / ".staging").iterdir()}):
+    for folder in sorted({p.with_suffix("") for p in (root / ".staging").glob("*")}):
         try:
             with hold(_guard(folder), timeout_seconds=0):
                 if folder.exists():

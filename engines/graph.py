@@ -116,6 +116,12 @@ def digests(model: onnx.ModelProto, folder: Path) -> tuple[str, str]:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest(), weights.hexdigest()
 
 
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files beside `model.onnx` that hold tensors."""
+    places = [entry for tensor in _tensors(model) for entry in tensor.external_data]
+    return {entry.value for entry in places if entry.key == "location"}
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -77,7 +77,7 @@ def read_sealed(folder: Path, mac_key: bytes | None) -> tuple[Manifest, bytes] |
         if not folder.exists():  # evicted while it was being read
             return None
         raise DamagedError(f"{error.filename} is missing in {folder}") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DamagedError(str(error)) from error
     found = hashlib.sha256(data).hexdigest()
     if found != manifest.sha256:

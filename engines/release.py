@@ -1,0 +1,193 @@
+"""A release: the folder of one version of a model, with the sha256 of every file in it; it never changes."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engines.base import ModelError
+from engines.files import read_plain
+from engines.graph import external_files, inside, read_graph
+from engines.model import ModelPackage, load_package
+
+RECORD = "version.json"
+ALIASES = ("production", "canary", "shadow")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_JSON_BYTES = 1 << 24
+
+
+class RegistryError(ModelError):
+    """The registry has no such model, version or alias, holds a damaged one, or refuses to change as asked."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version of a model: who added it when and why, and the sha256 of each of its files by path."""
+
+    name: str
+    version: str
+    who: str
+    why: str
+    at: str
+    graph_sha256: str
+    weights_sha256: str
+    files: Mapping[str, str]
+
+    @property
+    def model_files(self) -> dict[str, str]:
+        """The files but for reports."""
+        return {path: digest for path, digest in self.files.items() if not path.startswith("reports/")}
+
+
+def write_release(
+    draft: Path, package: Path, name: str | None, extras: Mapping[str, Path], who: str, why: str
+) -> Release:
+    """A release, whole and safe on disk in the new folder `draft`; it is the copy that was checked.
+
+    Args:
+        package: folder of the model package.
+        name: of the model; None = that of the contract.
+        extras: other files, by their paths in the release.
+
+    Raises:
+        ModelError: the package is refused.
+        RegistryError: its name or version is no name.
+    """
+    names = ["model.onnx", "model.yaml", *sorted(external_files(read_graph(package)))]
+    sources = {path: inside(package, path) for path in names} | dict(extras)
+    files = {path: _copy(source, draft / path) for path, source in sources.items()}
+    copied = load_package(draft)
+    model, version = checked_name(name or copied.contract.name, "model"), checked_version(copied.contract.version)
+    release = Release(model, version, who, why, now(), copied.graph_sha256, copied.weights_sha256, files)
+    (draft / RECORD).write_bytes(as_json(release))
+    _settle(draft / RECORD)
+    return release
+
+
+def read_release(folder: Path, name: str, version: str) -> Release:
+    """What a release says of itself; its files are not read.
+
+    Raises:
+        RegistryError: damaged, or of another model or version.
+    """
+    with reading(folder / RECORD):
+        release = Release(**read_json(folder / RECORD))
+    if (release.name, release.version) != (name, version):
+        raise RegistryError(f"{folder} is of {release.name} {release.version}; expected {name} {version}")
+    return release
+
+
+def open_release(folder: Path, release: Release) -> ModelPackage:
+    """The model package in a release, every file of which was checked.
+
+    Raises:
+        RegistryError: a file is damaged, missing, a link, or was never added (names it).
+    """
+    with reading(folder):
+        _check_files(folder, release.files)
+    package = load_package(folder)
+    if (package.graph_sha256, package.weights_sha256) != (release.graph_sha256, release.weights_sha256):
+        raise RegistryError(f"{folder} holds another graph or other weights than its {RECORD} says")
+    return package
+
+
+def is_name(text: str) -> bool:
+    """True for what may name a model or version: no path, nothing hidden."""
+    return _NAME.fullmatch(text) is not None
+
+
+def checked_name(text: str, kind: str) -> str:
+    """The text if it is a name; `kind` says of what, for the RegistryError if it is none."""
+    if not is_name(text):
+        raise RegistryError(f"{text!r} is no name of a {kind}; expected letters and digits, and . _ + - between them")
+    return text
+
+
+def checked_version(text: str) -> str:
+    """The text if a version may be called so; else a RegistryError."""
+    if text in ALIASES:
+        raise RegistryError(f"a version cannot be called {text!r}, which is an alias")
+    return checked_name(text, "version")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a small plain file; else a ValueError."""
+    tree = json.loads(read_plain(path, _JSON_BYTES))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return tree
+
+
+def as_json(value: Any) -> bytes:
+    """A dataclass as JSON for people."""
+    return json.dumps(asdict(value), indent=1).encode()
+
+
+def now() -> str:
+    """The time in UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what may go wrong with a file inside into a RegistryError that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RegistryError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise RegistryError(f"cannot read {path}: {error}") from error
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copies a file, safe on disk, and gives the sha256 of the copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    _settle(target)
+    return _sha256(target)
+
+
+def _settle(path: Path) -> None:
+    """Makes a file read-only and waits until the disk has it."""
+    path.chmod(0o444)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_files(folder: Path, expected: Mapping[str, str]) -> None:
+    found = {str(path.relative_to(folder)): path for path in _entries(folder)}
+    strangers, missing = sorted(set(found) - set(expected) - {RECORD}), sorted(set(expected) - set(found))
+    if strangers or missing:
+        raise ValueError(f"it lacks {missing} and holds {strangers}, which were never added")
+    for path, digest in expected.items():
+        actual = _sha256(found[path])
+        if actual != digest:
+            raise ValueError(f"{path} has sha256 {actual}; expected {digest}")
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Everything below a folder but plain folders."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _entries(entry)
+        else:
+            yield entry
+
+
+def _sha256(path: Path) -> str:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ValueError(f"{path} is a link or no plain file")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,274 @@
+"""Commands of the registry and of the engine cache: `squall model ...`, `squall engine explain-key`."""
+
+import getpass
+import json
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs import show
+from jobs.command import as_json, ends_clearly
+
+if TYPE_CHECKING:  # help must not wait for ONNX
+    from engines.registry import Registry
+    from engines.spec import EngineKey
+
+_ALIASES = ("production", "canary", "shadow")
+
+file = click.Path(exists=True, dir_okay=False, path_type=Path)
+name_argument = click.argument("name")
+why = click.option("--why", default="", help="The reason, kept in the history.")
+registry_folder = click.option(
+    "--registry", "root", type=click.Path(path_type=Path),
+    help="Folder of the registry; SQUALL_REGISTRY, or squall/registry in the user's data folder.",
+)  # fmt: skip
+alias_option = click.option("--alias", type=click.Choice(_ALIASES), default="production", show_default=True)
+
+
+def open_registry(root: Path | None) -> "Registry":
+    """The registry in a folder, or where SQUALL_REGISTRY says, or in the user's data folder."""
+    from engines.registry import Registry
+
+    home = Path(os.environ.get("XDG_DATA_HOME", "~/.local/share")).expanduser() / "squall" / "registry"
+    return Registry(root or Path(os.environ.get("SQUALL_REGISTRY", home)))
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+@click.group()
+def model() -> None:
+    """Versions of models, and which of them is in use."""
+
+
+@model.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--as", "name", help="Name of the model; that of its model.yaml if not given.")
+@click.option("--report", "reports", type=file, multiple=True, help="A report to keep, such as gate.json; repeatable.")
+@click.option("--case", "cases", type=file, multiple=True, help="A golden case to keep; repeatable.")
+@why
+@registry_folder
+@as_json
+@ends_clearly
+def add(
+    folder: Path,
+    name: str | None,
+    reports: tuple[Path, ...],
+    cases: tuple[Path, ...],
+    why: str,
+    root: Path | None,
+    format_: str,
+) -> None:
+    """Copy the model package in FOLDER into the registry, as the version that its model.yaml gives.
+
+    \b
+    Example:
+      squall model add ./my-model --as rain --report gate.json --report gate.html --why "trained on 2026"
+    """
+    release = open_registry(root).add(folder, name, reports, cases, _who(), why)
+    if format_ == "json":
+        click.echo(show.as_json(release))
+    else:
+        show.out.print(f"{release.name} {release.version} is in the registry; {len(release.files)} files")
+
+
+@model.command("list")
+@registry_folder
+@as_json
+@ends_clearly
+def list_models(root: Path | None, format_: str) -> None:
+    """List the models and where their aliases stand.
+
+    \b
+    Example:
+      squall model list --format json
+    """
+    registry = open_registry(root)
+    rows = [_row(registry, name) for name in registry.models()]
+    if format_ == "json":
+        click.echo(show.as_json(rows))
+    elif rows:
+        show.table("", tuple(rows[0]), [tuple(str(value or "") for value in row.values()) for row in rows])
+    else:
+        show.out.print("no models; squall model add FOLDER brings one in")
+
+
+@model.command("show")
+@name_argument
+@click.argument("reference", default=None, required=False)
+@registry_folder
+@as_json
+@ends_clearly
+def show_model(name: str, reference: str | None, root: Path | None, format_: str) -> None:
+    """Show the versions of the model NAME, or check and show the one of a version or alias REFERENCE.
+
+    \b
+    Examples:
+      squall model show rain
+      squall model show rain production
+    """
+    registry = open_registry(root)
+    if reference is not None:
+        _show_version(registry, name, reference, format_)
+        return
+    aliases = {alias: registry.current(name, alias) for alias in _ALIASES}
+    rows = []
+    for release in registry.versions(name):
+        gates = registry.gates(name, release.version)
+        verdict = "go" if any(gates.values()) else "no-go" if gates else "none"
+        here = [alias for alias, move in aliases.items() if move is not None and move.version == release.version]
+        rows.append((release.version, release.at, release.who, release.why, verdict, ", ".join(here)))
+    columns = ("version", "added", "by", "why", "gate", "aliases")
+    if format_ == "json":
+        click.echo(show.as_json([dict(zip(columns, row, strict=True)) for row in rows]))
+    else:
+        show.table("", columns, rows)
+
+
+@model.command()
+@name_argument
+@click.argument("version")
+@alias_option
+@click.option("--force", is_flag=True, help="Promote without a passing gate; needs --why.")
+@why
+@registry_folder
+@as_json
+@ends_clearly
+def promote(name: str, version: str, alias: str, force: bool, why: str, root: Path | None, format_: str) -> None:
+    """Put VERSION of the model NAME in use, in one step; refused without a passing gate.
+
+    \b
+    Examples:
+      squall model promote rain 1.1 --alias canary
+      squall model promote rain 1.1 --why "better beyond 60 min"
+    """
+    _show_move(open_registry(root).promote(name, version, alias, _who(), why, force), format_)
+
+
+@model.command()
+@name_argument
+@alias_option
+@click.option("--only-from", help="Do nothing unless the alias stands at this version.")
+@why
+@registry_folder
+@as_json
+@ends_clearly
+def rollback(name: str, alias: str, only_from: str | None, why: str, root: Path | None, format_: str) -> None:
+    """Put the version before the last promote of the model NAME in use again, in one step.
+
+    \b
+    Example:
+      squall model rollback rain --only-from 1.1 --why "too wet"
+    """
+    _show_move(open_registry(root).rollback(name, alias, _who(), why, only_from), format_)
+
+
+@model.command()
+@name_argument
+@click.option("--alias", type=click.Choice(_ALIASES), help="Of this alias only.")
+@registry_folder
+@as_json
+@ends_clearly
+def history(name: str, alias: str | None, root: Path | None, format_: str) -> None:
+    """List who moved which alias of the model NAME, when and why, oldest first.
+
+    \b
+    Example:
+      squall model history rain --alias production
+    """
+    registry = open_registry(root)
+    moves = [move for each in ([alias] if alias else _ALIASES) for move in registry.history(name, each)]
+    moves.sort(key=lambda move: move.at)
+    if format_ == "json":
+        click.echo(show.as_json(moves))
+        return
+    rows = [(m.at, m.alias, m.action + (" (forced)" if m.is_forced else ""), m.version, m.who, m.why) for m in moves]
+    show.table("", ("time", "alias", "", "version", "by", "why"), rows)
+
+
+@click.group()
+def engine() -> None:
+    """Engine files: built from models, kept by content."""
+
+
+@engine.command("explain-key")
+@click.argument("ours")
+@click.argument("theirs")
+@click.option("--cache", "root", type=click.Path(path_type=Path), help="Folder of the engine cache.")
+@as_json
+@ends_clearly
+def explain_key(ours: str, theirs: str, root: Path | None, format_: str) -> None:
+    """Say why two engine files cannot stand for each other: OURS and THEIRS are beginnings of their names, or files.
+
+    \b
+    Examples:
+      squall engine explain-key 3fa1 9c07
+      squall engine explain-key manifest.json other/manifest.json --format json
+    """
+    from engines.cache import explain
+
+    keys = [_key(text, root) for text in (ours, theirs)]
+    differences = explain(*keys)
+    if format_ == "json":
+        click.echo(show.as_json({"digests": [key.digest for key in keys], "differences": differences}))
+    elif differences:
+        show.table("", ("", "ours", "theirs", "why"), [(d.field, d.ours, d.theirs, d.why) for d in differences])
+    else:
+        show.out.print("the keys are equal; one engine file serves both")
+
+
+def _row(registry: "Registry", name: str) -> dict[str, Any]:
+    moves = {alias: registry.current(name, alias) for alias in _ALIASES}
+    stands = {alias: None if move is None else move.version for alias, move in moves.items()}
+    return {"model": name, "versions": len(registry.versions(name))} | stands
+
+
+def _show_version(registry: "Registry", name: str, reference: str, format_: str) -> None:
+    package = registry.resolve(name, reference)
+    release = registry.release(name, package.contract.version)
+    gates = registry.gates(name, release.version)
+    if format_ == "json":
+        click.echo(show.as_json({"folder": package.folder, "gates": gates, "release": release}))
+        return
+    verdicts = {f"gate {file}": "go" if is_go else "no-go" for file, is_go in gates.items()}
+    facts = {"folder": package.folder, "added": release.at, "by": release.who, "why": release.why} | verdicts
+    table = show.pairs_table()
+    for key, value in (facts | dict(release.files)).items():
+        table.add_row(key, str(value))
+    show.out.print(table)
+
+
+def _show_move(move: Any, format_: str) -> None:
+    if format_ == "json":
+        click.echo(show.as_json(move))
+    else:
+        show.out.print(f"{move.alias} stands at version {move.version} ({move.action} by {move.who}, {move.at})")
+
+
+def _key(text: str, root: Path | None) -> "EngineKey":
+    """The key in a manifest or key file, or of the one engine file whose name begins so."""
+    from engines.cache import EngineCache, mac_key_from
+    from engines.spec import EngineKey
+    from jobs.models import cache_folder
+
+    path = Path(text)
+    if path.is_file():
+        try:
+            tree = json.loads(path.read_bytes())
+            return EngineKey.from_json(tree.get("subject", tree))
+        except (ValueError, AttributeError) as error:
+            raise click.BadParameter(f"{path} holds no engine key: {error}") from error
+    keys = EngineCache(root or cache_folder() / "engine-cache", mac_key=mac_key_from(os.environ)).keys()
+    found = [key for digest, key in keys.items() if digest.startswith(text)]
+    if len(found) != 1:
+        known = ", ".join(digest[:12] for digest in keys) or "none"
+        raise click.BadParameter(f"{len(found)} engine files begin with {text!r}; there are {known}")
+    return found[0]
