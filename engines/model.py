@@ -54,7 +54,7 @@ Duration = Annotated[timedelta, BeforeValidator(_parse_duration), PlainSerialize
 class Part(BaseModel):
     """A part of the contract: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class Transform(Part):
@@ -134,6 +134,64 @@ class TileRule(Part):
     radius: Annotated[int, Field(ge=0)] | Literal["global"] | None = None
 
 
+def _pair(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"ordinary": value, "extreme": value} if is_number else value
+
+
+def _unpair(value: "Limit") -> Any:
+    return value.ordinary if value.ordinary == value.extreme else {"ordinary": value.ordinary, "extreme": value.extreme}
+
+
+class Limit(Part):
+    """The most that a measure may reach in each group of cases; `.inf` = not judged."""
+
+    ordinary: float = Field(ge=0)
+    extreme: float = Field(ge=0)
+
+
+OneOrTwo = Annotated[Limit, BeforeValidator(_pair), PlainSerializer(_unpair)]
+
+
+def _limit(value: float) -> Any:
+    return Field(default=Limit(ordinary=value, extreme=value))
+
+
+class GateLimits(Part):
+    """How far another precision or build of the model may be from its float32 reference, at any lead time.
+
+    Each is one number, or `{ordinary: ..., extreme: ...}`. The defaults pass half precision; int8 must ask for more.
+
+    Attributes:
+        max_error: largest difference of a cell, units of the output; a cell moved by one next to a storm is as far off
+            as the storm is strong, so it is judged only if the contract says so.
+        rmse_over_std: root mean square error of a case over the reference's standard deviation in its group.
+        bias: mean error of a case over the reference's mean in its group (both above the reference's least value).
+        maximum_bias: error of a case's largest value over the reference's range in its group.
+        nan_cells: cells that became NaN or infinite.
+        moved_missing: share of cells of a case that are missing in only one of the two.
+        moved_codes: share of cells of a case whose packed code is another one; many where the packing is finer than
+            half, which is a step of 0.01 from 20 on.
+        csi_loss: 1 - CSI with the reference as the truth; no CSI against observations can change by more.
+        fss_loss: 1 - FSS with the reference as the truth.
+        seam: root mean square difference, along the worst row or column, between the case cut into tiles and the
+            whole, over the standard deviation; 0 for an exact model.
+
+    Source: docs/decisions/014-gate.md.
+    """
+
+    max_error: OneOrTwo = _limit(float("inf"))
+    rmse_over_std: OneOrTwo = _limit(0.005)
+    bias: OneOrTwo = _limit(0.002)
+    maximum_bias: OneOrTwo = _limit(0.004)
+    nan_cells: OneOrTwo = _limit(0)
+    moved_missing: OneOrTwo = _limit(0)
+    moved_codes: OneOrTwo = _limit(0.5)
+    csi_loss: OneOrTwo = _limit(0.01)
+    fss_loss: OneOrTwo = _limit(0.002)
+    seam: OneOrTwo = _limit(0.01)
+
+
 class Contract(Part):
     """What a model promises: `model.yaml`."""
 
@@ -144,6 +202,7 @@ class Contract(Part):
     input: ModelInput
     output: ModelOutput
     tile: TileRule = TileRule()
+    gate: GateLimits = GateLimits()
 
 
 @dataclass(frozen=True)
