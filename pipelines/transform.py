@@ -344,6 +344,8 @@ class Encoder:
             codes: (lead, y, x) packed.
             missing: (y, x), for example where the newest frame is.
         """
+        if not missing.any():
+            return
         keep = np.where(missing, 0, ~self.dtype.type(0)).astype(self.dtype)  # bits, so that no branch is guessed
         fill = np.where(missing, self.fill, 0).astype(self.dtype)
         for lead in codes:
