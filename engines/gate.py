@@ -131,8 +131,8 @@ class Verdict:
 
     @property
     def worst(self) -> Reading:
-        """The reading nearest to its limit or farthest beyond; the first of several."""
-        return max(self.readings, key=lambda reading: reading.excess(self.limits))
+        """The reading nearest to its limit or farthest beyond; of several the largest, of equal ones the first."""
+        return max(self.readings, key=lambda reading: (reading.excess(self.limits), abs(reading.found)))
 
 
 def run_gate(

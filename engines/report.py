@@ -128,7 +128,7 @@ def to_html(verdict: Verdict, fields: Fields, about: Mapping[str, str] | None = 
 {"".join(_lines(verdict, units))}</table></div>
 <h2>{escape(_place(worst))}: {escape(MEANING[worst.measure])}</h2>
 <p class="faint">Reference, candidate and their difference{escape(f", {units}" if units else "")}; grey is missing.
-Below, the surroundings of the largest difference.</p>
+Black in the difference: missing in only one of the two. Below, the surroundings of the largest difference.</p>
 <img alt="maps of reference, candidate and difference" src="data:image/png;base64,{image}">
 <h2>All readings</h2>
 <details><summary>{len(verdict.readings)} readings</summary><div class="wide"><table>
@@ -143,7 +143,7 @@ def draw_maps(fields: Fields, units: str = "") -> bytes:
     window, shape = _around(fields), fields.reference.shape
     rows = [(slice(0, shape[0]), slice(0, shape[1])), window]
     ratio = min(max(shape[0] / shape[1], 0.15), 2.0)
-    figure = Figure(figsize=(11, 3.2 * ratio + 4.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 3.0 * (ratio + 1) + 0.3), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, 3, height_ratios=[ratio, 1])
     norms = _norms(fields)
@@ -151,6 +151,7 @@ def draw_maps(fields: Fields, units: str = "") -> bytes:
         fields_of_part = (fields.reference[part], fields.candidate[part], fields.difference[part])
         for panel, field, norm, name in zip(axes, fields_of_part, norms, _PANELS, strict=True):
             _draw(panel, field, norm, "RdBu_r" if name == "difference" else "YlGnBu", part)
+        _mark_moved(axes[-1], fields, part)
     for panel, name in zip(grid[0], _PANELS, strict=True):
         panel.set_title(name, fontsize=10)
         panel.add_patch(_box(window))
@@ -260,13 +261,17 @@ def _mark(reading: Reading, verdict: Verdict) -> str:
 
 def _around(fields: Fields) -> tuple[slice, slice]:
     """A window around the largest difference, or around the middle if there is none."""
-    size, away = np.abs(np.nan_to_num(fields.difference)), np.isnan(fields.reference) != np.isnan(fields.candidate)
-    size = np.where(away, np.inf, size)
-    at = np.unravel_index(int(size.argmax()), size.shape) if size.any() else tuple(n // 2 for n in size.shape)
-    spans = [(max(0, min(int(k) - NEAR, n - 2 * NEAR)), n) for k, n in zip(at, size.shape, strict=True)]
-    return slice(spans[0][0], min(spans[0][0] + 2 * NEAR, spans[0][1])), slice(
-        spans[1][0], min(spans[1][0] + 2 * NEAR, spans[1][1])
-    )
+    moved = np.isnan(fields.reference) != np.isnan(fields.candidate)
+    size = np.where(moved, np.inf, np.abs(np.nan_to_num(fields.difference)))
+    at = np.unravel_index(int(size.argmax()), size.shape) if size.any() else [n // 2 for n in size.shape]
+    y, x = (_near(int(k), n) for k, n in zip(at, size.shape, strict=True))
+    return y, x
+
+
+def _near(at: int, length: int) -> slice:
+    """Cells around one cell of an axis, as many at its ends as in its middle."""
+    start = max(0, min(at - NEAR, length - 2 * NEAR))
+    return slice(start, min(start + 2 * NEAR, length))
 
 
 def _norms(fields: Fields) -> tuple[Normalize, Normalize, Normalize]:
@@ -280,12 +285,22 @@ def _norms(fields: Fields) -> tuple[Normalize, Normalize, Normalize]:
 
 
 def _draw(panel: Any, field: Floats, norm: Normalize, colours: str, part: tuple[slice, slice]) -> None:
+    panel.set_facecolor(MISSING)
+    panel.tick_params(labelsize=7)
+    _paint(panel, _coarse(field), norm, colours, part)
+
+
+def _paint(panel: Any, image: Floats, norm: Normalize, colours: str, part: tuple[slice, slice]) -> None:
     rows, columns = part
     extent = (columns.start, columns.stop, rows.stop, rows.start)
-    image = _coarse(field)
-    panel.set_facecolor(MISSING)
     panel.imshow(np.ma.masked_invalid(image), norm=norm, cmap=colours, extent=extent, interpolation="nearest")
-    panel.tick_params(labelsize=7)
+
+
+def _mark_moved(panel: Any, fields: Fields, part: tuple[slice, slice]) -> None:
+    """Black where a cell is missing in only one of the two."""
+    moved = np.isnan(fields.reference[part]) != np.isnan(fields.candidate[part])
+    black = Normalize(1.0, 2.0)
+    _paint(panel, _coarse(np.where(moved, 2.0, np.nan)), black, "binary", part)
 
 
 def _coarse(field: Floats) -> Floats:

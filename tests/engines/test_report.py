@@ -40,6 +40,11 @@ def verdict(*more: Reading) -> Verdict:
     return Verdict((*GOOD, *more), GateLimits())
 
 
+@pytest.fixture(scope="module")
+def page() -> str:
+    return to_html(verdict(BAD), fields(), ABOUT, "mm h-1")
+
+
 class Page(HTMLParser):
     """The tags, texts and links of a page."""
 
@@ -65,8 +70,8 @@ def test_every_measure_is_explained():
     assert set(MEANING) == set(MEASURES)
 
 
-def test_the_page_opens_with_the_verdict_and_names_what_failed():
-    text = " ".join(Page(to_html(verdict(BAD), fields(), ABOUT, "mm h-1")).words)
+def test_the_page_opens_with_the_verdict_and_names_what_failed(page):
+    text = " ".join(Page(page).words)
     assert "No-go" in text
     assert "1 of 4 readings exceed their limits" in text
     assert "is 0.65 for extreme cases at +10 min, case strong; the limit is 0.005" in text
@@ -81,22 +86,21 @@ def test_an_equal_candidate_is_said_to_be_equal():
     assert "equals the reference" in summarize(same)
 
 
-def test_the_page_is_whole_and_needs_nothing_from_elsewhere():
-    page = Page(to_html(verdict(BAD), fields(), ABOUT))
-    assert not page.open
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert page.links
-    assert "script" not in page.tags
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(page):
+    parsed = Page(page)
+    assert not parsed.open
+    assert all(link.startswith("data:image/png;base64,") for link in parsed.links)
+    assert parsed.links
+    assert "script" not in parsed.tags
 
 
-def test_words_from_outside_are_no_markup():
-    page = to_html(verdict(), fields(), ABOUT)
+def test_words_from_outside_are_no_markup(page):
     assert "int8 &lt;b&gt;" in page
     assert "b" not in Page(page).tags
 
 
-def test_the_maps_on_the_page_are_a_picture():
-    (link,) = re.findall(r"base64,([^\"]+)", to_html(verdict(), fields()))
+def test_the_maps_on_the_page_are_a_picture(page):
+    (link,) = re.findall(r"base64,([^\"]+)", page)
     image = imread(io.BytesIO(base64.b64decode(link)))
     assert image.shape[2] == 4
     assert image[..., :3].std() > 0.05
@@ -171,3 +175,11 @@ def test_a_cell_that_went_missing_counts_as_the_largest_difference():
     y, x = _around(made)
     assert y.start <= 150 < y.stop
     assert x.start <= 20 < x.stop
+
+
+def test_cells_missing_in_only_one_are_black_in_the_difference():
+    one, both = fields(), fields()
+    for field in (one.candidate, both.candidate, both.reference):
+        field[30:40, 30:40] = np.nan
+    with_black, without = (imread(io.BytesIO(draw_maps(made)))[..., :3] for made in (one, both))
+    assert (with_black.max(axis=2) < 0.05).sum() > (without.max(axis=2) < 0.05).sum() + 1000
