@@ -1,8 +1,5 @@
-"""The command line: `squall demo | run | validate | plan | inspect | cycles | verify | models`."""
+"""The command line: `squall demo | run | validate | plan | inspect | cycles | verify | models | model | engine`."""
 
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +7,9 @@ import click
 import numpy as np
 
 from jobs import show
-from jobs.outcome import Exit, exit_of
+from jobs.command import as_json, ends_clearly
+from jobs.outcome import Exit
+from jobs.registry_cli import engine, model
 
 _EXIT_CODES = """\b
 Exit codes: 0 published (or published already), 1 failed, 2 wrong usage, 3 published with gaps,
@@ -31,31 +30,8 @@ class Time(click.ParamType[Any]):
             self.fail(f"{value!r} is no time; write latest or UTC such as 2016-09-28T15:30Z", param, ctx)
 
 
-def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
-    """Turns the end of a command, good or bad, into one message and an exit code."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            code = command(*args, **kwargs) or Exit.PUBLISHED
-        except KeyboardInterrupt:
-            show.err.print("[bold red]squall:[/] interrupted; nothing was published")
-            code = Exit.INTERRUPTED
-        except click.ClickException:
-            raise
-        except Exception as error:
-            show.problem(error)
-            code = exit_of(error)
-            if code is Exit.FAILED and "--debug" in sys.argv:
-                raise
-        sys.exit(int(code))
-
-    return wrapped
-
-
 product_file = click.argument("file", type=click.Path(path_type=Path))
 overrides = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
-as_json = click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -276,6 +252,10 @@ def demo(folder: Path) -> Exit:
     from jobs.demo import run_demo
 
     return run_demo(folder)
+
+
+main.add_command(model)
+main.add_command(engine)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Finds the model package of a product: a folder of the user's, or one that squall writes for the product's grid."""
+"""Finds the model package of a product: a folder, one of the registry, or one that squall writes for its grid."""
 
 import hashlib
 import os
@@ -12,31 +12,35 @@ from pathlib import Path
 import numpy as np
 
 from engines.model import ModelPackage, load_package
+from engines.registry import Registry
 from engines.zoo import KINDS, AdvectionSpec, PersistenceSpec, Spec, UnetSpec, write_package
+from jobs.folders import cache_folder, registry_folder
 from pipelines.errors import ConfigError
 from pipelines.frames import frame_offsets
 from pipelines.product import Product
 from pipelines.source import Source
 
-BUILTIN = "builtin:"
+BUILTIN, REGISTRY = "builtin:", "registry:"
 
 
 def find_package(product: Product, source: Source) -> ModelPackage:
     """The checked model package of a product.
 
     Raises:
-        ModelError: the package is refused.
-        ConfigError: no such builtin model, or another version than the product asks for.
+        ModelError: the package is refused, or the registry has none.
+        ConfigError: no such builtin model, another version than the product asks for, or an alias of a folder.
     """
-    name = product.model.package
-    folder = _builtin_folder(_builtin_spec(name, product, source)) if name.startswith(BUILTIN) else Path(name)
-    if product.model.alias is not None:
-        raise ConfigError(f"model.alias {product.model.alias!r} needs a registry; {name} is a folder, give its version")
-    package = load_package(folder)
-    if product.model.version not in (None, package.contract.version):
-        raise ConfigError(
-            f"model.version is {product.model.version!r}, but {name} holds version {package.contract.version!r}"
-        )
+    name, version, alias = product.model.package, product.model.version, product.model.alias
+    if name.startswith(REGISTRY):
+        registry = Registry(registry_folder())
+        return registry.resolve(name.removeprefix(REGISTRY), version or alias or "production")
+    if alias is not None:
+        raise ConfigError(f"model.alias is {alias!r}, but {name} is no model of the registry; expected {REGISTRY}NAME")
+    package = load_package(
+        _builtin_folder(_builtin_spec(name, product, source)) if name.startswith(BUILTIN) else Path(name)
+    )
+    if version not in (None, package.contract.version):
+        raise ConfigError(f"model.version is {version!r}, but {name} holds version {package.contract.version!r}")
     return package
 
 
@@ -72,12 +76,6 @@ def _builtin_folder(spec: Spec) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
-
-
-def cache_folder() -> Path:
-    """Where squall keeps what it can make again: SQUALL_CACHE, or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "squall"
-    return Path(os.environ.get("SQUALL_CACHE", default))
 
 
 def builtin_rows() -> tuple[Sequence[str], list[tuple[str, ...]]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs import show
+from jobs import folders, show
 from jobs.command import as_json, ends_clearly
 
 if TYPE_CHECKING:  # help must not wait for ONNX
@@ -29,11 +29,10 @@ alias_option = click.option("--alias", type=click.Choice(_ALIASES), default="pro
 
 
 def open_registry(root: Path | None) -> "Registry":
-    """The registry in a folder, or where SQUALL_REGISTRY says, or in the user's data folder."""
+    """The registry in a folder, or in the one that the environment names."""
     from engines.registry import Registry
 
-    home = Path(os.environ.get("XDG_DATA_HOME", "~/.local/share")).expanduser() / "squall" / "registry"
-    return Registry(root or Path(os.environ.get("SQUALL_REGISTRY", home)))
+    return Registry(root or folders.registry_folder())
 
 
 def _who() -> str:
@@ -257,7 +256,6 @@ def _key(text: str, root: Path | None) -> "EngineKey":
     """The key in a manifest or key file, or of the one engine file whose name begins so."""
     from engines.cache import EngineCache, mac_key_from
     from engines.spec import EngineKey
-    from jobs.models import cache_folder
 
     path = Path(text)
     if path.is_file():
@@ -266,7 +264,7 @@ def _key(text: str, root: Path | None) -> "EngineKey":
             return EngineKey.from_json(tree.get("subject", tree))
         except (ValueError, AttributeError) as error:
             raise click.BadParameter(f"{path} holds no engine key: {error}") from error
-    keys = EngineCache(root or cache_folder() / "engine-cache", mac_key=mac_key_from(os.environ)).keys()
+    keys = EngineCache(root or folders.cache_folder() / "engine-cache", mac_key=mac_key_from(os.environ)).keys()
     found = [key for digest, key in keys.items() if digest.startswith(text)]
     if len(found) != 1:
         known = ", ".join(digest[:12] for digest in keys) or "none"

@@ -132,7 +132,7 @@ class InputSpec(Part):
 
 
 class ModelRef(Part):
-    """Which model package makes the forecast: a folder, or `builtin:NAME`; `version` must match if given."""
+    """Which model package makes the forecast: a folder, `builtin:NAME`, or `registry:NAME` in a version or an alias."""
 
     package: str
     version: str | None = None
@@ -296,7 +296,7 @@ def _with_absolute_paths(product: Product, folder: Path) -> Product:
             "output": product.output.model_copy(update={"store": _absolute(product.output.store, folder)}),
             "model": product.model.model_copy(
                 update={"package": _absolute(product.model.package, folder)}
-                if not product.model.package.startswith("builtin:")
+                if not product.model.package.startswith(("builtin:", "registry:"))
                 else {}
             ),
         }

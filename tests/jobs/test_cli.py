@@ -99,6 +99,18 @@ def test_models_are_listed_and_a_package_is_described(product):
     assert squall("models", product.parent).exit_code == Exit.BAD_CONFIGURATION
 
 
+def test_a_product_takes_its_model_from_the_registry(product, monkeypatch, tmp_path):
+    monkeypatch.setenv("SQUALL_REGISTRY", str(tmp_path / "registry"))
+    reference = ("model.package=registry:blur", "model.alias=production")
+    assert squall("validate", product, *reference).exit_code == Exit.BAD_CONFIGURATION
+    assert squall("model", "add", product.parent / "blur").exit_code == 0
+    assert "promote one of 1" in squall("validate", product, *reference).output
+    assert squall("model", "promote", "blur", "1", "--force", "--why", "no gate yet").exit_code == 0
+    done = squall("validate", product, *reference)
+    assert done.exit_code == 0, done.output
+    assert "registry:NAME" in squall("validate", product, "model.alias=production").output
+
+
 def test_an_input_store_is_inspected(product):
     done = squall("inspect", product.parent / "radar.zarr", "--format", "json")
     assert "mm h-1" in json.loads(done.output)["precip_rate"]

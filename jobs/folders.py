@@ -1,0 +1,18 @@
+"""Where squall keeps things on this machine, as the environment says."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """What squall can make again: SQUALL_CACHE, or squall in the user's cache folder."""
+    return Path(os.environ.get("SQUALL_CACHE") or _home("XDG_CACHE_HOME", "~/.cache"))
+
+
+def registry_folder() -> Path:
+    """The registry of models: SQUALL_REGISTRY, or squall/registry in the user's data folder."""
+    return Path(os.environ.get("SQUALL_REGISTRY") or _home("XDG_DATA_HOME", "~/.local/share") / "registry")
+
+
+def _home(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or default).expanduser() / "squall"
