@@ -1,5 +1,6 @@
 """The cache of engine files: one build for all, only checked bytes, and what becomes of every accident."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -171,6 +172,21 @@ def test_threads_that_want_one_engine_cause_one_build_and_see_who_builds(cache):
 def test_waiting_ends_with_the_name_of_the_builder(tmp_path, cache):
     with hold(tmp_path / "locks" / KEY.digest), pytest.raises(LockError, match=f"process {os.getpid()} on"):
         cache.get_or_build(KEY, never, wait_seconds=0.05)
+
+
+def test_a_lock_whose_file_was_removed_while_we_took_it_is_taken_again(tmp_path, monkeypatch):
+    path, taken = tmp_path / "lock", []
+    real = fcntl.flock
+
+    def flock(descriptor, how):
+        if not taken:
+            path.unlink()  # as its former holder does
+        taken.append(real(descriptor, how))
+
+    monkeypatch.setattr("engines.lock.fcntl.flock", flock)
+    with hold(path), pytest.raises(LockError), hold(path, timeout_seconds=0):
+        pass
+    assert len(taken) >= 2
 
 
 def test_an_engine_that_the_disk_refuses_is_used_all_the_same(tmp_path, cache, caplog, monkeypatch):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -169,6 +170,26 @@ def test_what_is_not_there_is_named_with_what_is(three, reference, named):
         three.resolve("test", reference)
     with pytest.raises(RegistryError, match=r"no model 'snow' in .*; there is test"):
         three.resolve("snow", reference)
+
+
+def test_a_reader_sees_a_version_whole_or_not_at_all(registry, make, tmp_path):
+    cases = [tmp_path / f"case-{n}.npz" for n in range(4)]
+    for case in cases:
+        case.write_bytes(bytes(4_000_000))
+    registry.add(make("0"))
+    seen, stop = [], threading.Event()
+
+    def read():
+        while not stop.is_set():
+            seen.extend(registry.resolve("test", release.version) for release in registry.versions("test"))
+
+    with ThreadPoolExecutor() as pool:
+        reader = pool.submit(read)
+        for version in "12345":
+            registry.add(make(version), cases=cases)
+        stop.set()
+        reader.result()
+    assert len(seen) > 1
 
 
 # Damage
@@ -355,8 +376,11 @@ def at_once(action, count):
 
 
 def test_of_promotes_at_once_one_order_wins_and_none_is_lost(three):
-    at_once(lambda n: [three.promote("test", "123"[(n + k) % 3], who=f"{n}.{k}") for k in range(4)], 4)
+    answers = []
+    at_once(lambda n: [answers.append(three.promote("test", "123"[(n + k) % 3], who=f"{n}.{k}")) for k in range(4)], 4)
     history = three.history("test", "production")
+    assert len(answers) == 16
+    assert all(move in history for move in answers)
     assert [move.number for move in history] == list(range(1, len(history) + 1))
     assert [move.undo for move in history] == [None, *range(1, len(history))]
     assert len({move.who for move in history}) == len(history)
