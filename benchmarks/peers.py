@@ -1,8 +1,8 @@
 """The forecast of a cycle by other means: a plain script, Ray Data and Dask. Knows nothing of squall.
 
 Each is what a good afternoon would give: codes are decoded through a table and packed as they are made, both cores
-work, no chunk has two writers. All make the same forecast, to the bit. None of them checks its input, waits for the
-disk, or hides a half-written forecast from readers.
+work, no chunk has two writers. All make the same forecast. None of them checks its input, waits for the disk, or hides
+a half-written forecast from readers.
 """
 
 import json
