@@ -55,7 +55,17 @@ def to_int8(
     if not chosen:
         _log.info("graph %r has no operator to compute in int8: it stays as it is", model.graph.name)
         return model
+    _name_kernels(rewrite.graph)
     return checked(_quantize(rewrite, chosen, cases), "the int8 rewrite")
+
+
+def _name_kernels(graph: onnx.GraphProto) -> None:
+    """Says the kernel's size in every convolution: TensorRT 8.6 cannot read it off weights that are dequantized."""
+    shapes = {tensor.name: list(tensor.dims)[2:] for tensor in graph.initializer}
+    for node in graph.node:
+        named = {attribute.name for attribute in node.attribute}
+        if node.op_type in ("Conv", "ConvTranspose") and "kernel_shape" not in named and node.input[1] in shapes:
+            node.attribute.append(onnx.helper.make_attribute("kernel_shape", shapes[node.input[1]]))
 
 
 def choose_cases(intensity: ArrayLike, count: int, extremes: int = 4) -> list[int]:

@@ -78,7 +78,7 @@ def build_here(
     if "OBEY_PRECISION_CONSTRAINTS" in flags:
         hold_to_float32(surface, network, types)
     config = _configure(surface, builder, network, spec, flags)
-    _attach(config, timing_cache, journal)
+    cache = _attach(config, timing_cache, journal)
     if monitor is not None:
         config.progress_monitor = monitor
     started = time.monotonic()
@@ -98,9 +98,9 @@ def build_here(
         network_layers=count_types(surface, network),
         engine_layers=count_engine_layers(inspection) if inspection else None,
         has_progress=monitor is not None,
-        warnings=tuple(journal.warnings),
+        warnings=(*journal.warnings, *journal.errors),  # what it could do without
     )
-    return Built(engine, _detach(config), report, inspection)
+    return Built(engine, bytes(cache.serialize()) if cache is not None else b"", report, inspection)
 
 
 def _configure(surface: Surface, builder: Any, network: Any, spec: BuildSpec, flags: frozenset[str]) -> Any:
@@ -135,17 +135,18 @@ def _add_profile(builder: Any, config: Any, given: Any, profile: Profile) -> Non
         raise EngineError(f"TensorRT refuses the optimization profile {profile}")
 
 
-def _attach(config: Any, timing_cache: bytes, journal: Journal) -> None:
-    """Start from the timings of earlier builds; those of another GPU or release are left aside with a warning."""
+def _attach(config: Any, timing_cache: bytes, journal: Journal) -> Any:
+    """Start from the timings of earlier builds; those of another GPU or release are left aside with a warning.
+
+    Returns:
+        TensorRT's cache, None if this flavour keeps none. It must outlive the build: the config only points at it.
+    """
     cache = config.create_timing_cache(timing_cache)
     if cache is None or not config.set_timing_cache(cache, False):
         journal(logging.WARNING, f"the timing cache of {len(timing_cache)} bytes is of another GPU or TensorRT")
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-def _detach(config: Any) -> bytes:
-    cache = config.get_timing_cache()
-    return bytes(cache.serialize()) if cache is not None else b""
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
 
 
 def _flags_on(surface: Surface, config: Any, flags: frozenset[str]) -> tuple[str, ...]:
