@@ -3,11 +3,11 @@
     python -m benchmarks.cycle [--data ../shared/data] [--grid fmi mrms] [--model unet advection] [--quick]
 
 Without --data it makes storms of the same sizes, once, in the folder of --work. Every contender is a process of its
-own; contenders take turns, each cycle has other frames than the one before, what was written is compared with squall's
-code by code and removed, and the disk is quiet before every start.
+own, alone on the machine; contenders take turns, each cycle has other frames than the one before, what was written is
+compared with squall's code by code and removed, and the disk is quiet before every start.
 
 cold        from the start of the process until the forecast stands, Ray started and modules imported on the way
-warm        the same of a process (and its workers) that has made a cycle before; median
+warm        a cycle of a process (and its workers) that has made one before; median
 limit       the engine on the tiles that squall had to run, in as many processes, without reading or writing anything
 efficiency  limit / warm
 """
@@ -20,7 +20,6 @@ import platform
 import shutil
 import statistics
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,73 +152,57 @@ def chunk_edge(core: int, grid: int, chunk: int) -> int:
     return chunk if core >= grid or core % chunk == 0 else core
 
 
-def race(folder: Path, names: Sequence[str], colds: int, repeats: int) -> dict[str, Laps]:
-    """Every contender's cold starts, then its warm cycles, in turns."""
-    laps = {name: Laps() for name in names}
-    for number in range(colds):
-        for name in (name for name in names if name != "bare"):
+def race(folder: Path, names: Sequence[str], rounds: int, repeats: int) -> dict[str, Laps]:
+    """In every round each contender in turn starts anew, makes its cold cycle and then the warm ones.
+
+    Only one of them is there at a time: together they would not fit into the memory of a small machine.
+    """
+    laps, cycles = {name: Laps() for name in names}, len(Task.load(folder / "task.json").cycles)
+    for number in range(rounds):
+        for name in names:
             with Contender(name, folder, folder / f"{name}.log") as contender:
-                laps[name].cold.append(one_lap(contender, folder, number, laps[name])["cold"])
-            say(folder, name, "cold", laps[name].cold[-1])
-        note_differing(laps, settle(folder, names))
-    with ExitStack() as stack:
-        contenders = [stack.enter_context(Contender(name, folder, folder / f"{name}.log")) for name in names]
-        for lap in range(repeats + 1):
-            for contender in contenders:
-                facts = one_lap(contender, folder, lap, laps[contender.name])
-                if lap:  # the first one warms up
-                    laps[contender.name].warm.append(facts["seconds"])
-                    laps[contender.name].facts.append(facts)
-                say(folder, contender.name, "warm" if lap else "first", facts["seconds"])
-            note_differing(laps, settle(folder, names))
+                for lap in range(repeats + 1):
+                    path = folder / "peers" / name / str(lap)
+                    os.sync()
+                    facts = contender.lap((number * (repeats + 1) + lap) % cycles, path)
+                    note(laps[name], contender, facts, is_cold=lap == 0)
+                    what = f"{folder.name:16} {name:10} {'warm' if lap else 'cold'} {facts['seconds']:8.2f} s"
+                    print(f"{what}, {facts['cold']:6.2f} s since start, load {os.getloadavg()[0]:.1f}", flush=True)
+        settle(folder, laps)
     return laps
 
 
-def note_differing(laps: dict[str, Laps], counts: dict[str, int]) -> None:
-    for name, count in counts.items():
-        laps[name].differing = max(laps[name].differing, count)
-
-
-def one_lap(contender: Contender, folder: Path, number: int, laps: Laps) -> dict[str, Any]:
-    """Facts of one cycle, from a quiet disk; what was written is measured and stays for `settle`."""
-    os.sync()
-    facts = contender.lap(number % cycles_of(folder), folder / "peers" / contender.name)
+def note(laps: Laps, contender: Contender, facts: dict[str, Any], is_cold: bool) -> None:
+    """Keeps what one cycle took and wrote."""
+    (laps.cold if is_cold else laps.warm).append(facts["cold" if is_cold else "seconds"])
+    laps.facts.append(facts)
     laps.tree_bytes = max(laps.tree_bytes, contender.memory.tree_bytes)
     laps.worst_bytes = max(laps.worst_bytes, contender.memory.worst_bytes)
-    if contender.name != "bare":
-        files = [p for p in Path(facts["path"]).rglob("*") if p.is_file()]
-        laps.objects, laps.written_bytes = len(files), sum(p.stat().st_size for p in files)
-    return facts
+    files = [p for p in Path(facts["path"]).rglob("*") if p.is_file()]
+    laps.objects, laps.written_bytes = len(files), sum(p.stat().st_size for p in files)
 
 
-def settle(folder: Path, names: Sequence[str]) -> dict[str, int]:
-    """Compares all forecasts of a turn code by code, removes them, and counts the cells that differ from squall's.
+def settle(folder: Path, laps: dict[str, Laps]) -> None:
+    """Compares the forecasts of a round code by code, counts the cells that differ from squall's, removes them all.
 
     Raises:
         ValueError: a peer made another forecast (says in how many cells).
     """
-    (published,) = [p for p in (folder / "out").rglob("*.zarr") if not p.is_symlink()]
-    ours = xr.open_zarr(published, mask_and_scale=False)["rain"][0]
-    counts = {name: count_differing(ours, folder / "peers" / name) for name in names if name in PEERS}
-    for name, differing in counts.items():
-        if differing > SAME * ours.size:
-            raise ValueError(f"the forecast of {name} differs from squall's in {differing} of {ours.size} cells")
+    for name in (name for name in laps if name in PEERS):
+        for path in sorted((folder / "peers" / name).iterdir()):
+            facts = laps["squall"].facts[int(path.name) - len(list(path.parent.iterdir()))]
+            ours = xr.open_zarr(facts["path"], mask_and_scale=False)["rain"][0]
+            differing = count_differing(ours, path)
+            laps[name].differing = max(laps[name].differing, differing)
+            if differing > SAME * ours.size:
+                raise ValueError(f"the forecast of {name} differs from squall's in {differing} of {ours.size} cells")
     shutil.rmtree(folder / "peers", ignore_errors=True)
     shutil.rmtree(folder / "out")
-    return counts
 
 
 def count_differing(ours: xr.DataArray, path: Path) -> int:
     theirs = xr.open_zarr(path, mask_and_scale=False, consolidated=False)["rain"]
     return sum(int(np.count_nonzero(a.values != b.values)) for a, b in zip(ours, theirs, strict=True))
-
-
-def cycles_of(folder: Path) -> int:
-    return len(Task.load(folder / "task.json").cycles)
-
-
-def say(folder: Path, name: str, what: str, seconds: float) -> None:
-    print(f"{folder.name:16} {name:10} {what:6} {seconds:8.2f} s   load {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def rows_of(case: str, laps: dict[str, Laps]) -> list[str]:
@@ -248,7 +231,8 @@ def middle(seconds: list[float], reference: list[float] | None = None) -> str:
 
 def tiles_line(case: str, prepared: Prepared, laps: dict[str, Laps]) -> str:
     """How the grid was cut and where squall's time went, one sentence."""
-    facts = sorted(laps["squall"].facts, key=lambda f: f["seconds"])[len(laps["squall"].facts) // 2]
+    ranked = sorted(laps["squall"].facts, key=lambda f: float(f["seconds"]))
+    facts = next(f for f in ranked if f["seconds"] >= laps["squall"].median)
     run, reused, plan = facts["run"], facts["reused"], prepared.plan
     stages = ", ".join(f"{name} {facts[name]:.2f}" for name in ("read", "infer", "write", "publish"))
     spread = f"{min(laps['squall'].warm):.2f} to {max(laps['squall'].warm):.2f}"
@@ -270,9 +254,10 @@ def header(arguments: argparse.Namespace) -> list[str]:
     names = ("squall", "numpy", "onnxruntime", "zarr", "xarray", "ray", "dask")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     data = "real frames (FMI 2016-09-28, MRMS 2019-06-10)" if arguments.data else "storms of the same sizes"
+    rounds, warm = arguments.rounds, arguments.rounds * arguments.repeats
     return [
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({processor()}), Python {platform.python_version()}, "
-        f"{versions}. Input: {data}. Warm: median of {arguments.repeats} cycles; cold: median of {arguments.colds}.",
+        f"{versions}. Input: {data}. Cold: median of {rounds} cycles; warm: median of {warm}.",
         "",
         "| case | by | cold s | warm s | efficiency | cold / squall | warm / squall | GB worst / tree | MB | objects |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -291,13 +276,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--grid", choices=["fmi", "mrms"], nargs="+", default=["fmi", "mrms"])
     parser.add_argument("--model", choices=["unet", "advection"], nargs="+", default=["unet", "advection"])
     parser.add_argument("--only", choices=[*NAMES], nargs="+", default=[*NAMES], help="contenders beside the limit")
-    parser.add_argument("--repeats", type=int, default=5, help="warm cycles")
-    parser.add_argument("--colds", type=int, default=3, help="cold starts")
-    parser.add_argument("--quick", action="store_true", help="half the size each way, one cold start, two warm cycles")
+    parser.add_argument("--rounds", type=int, default=3, help="cold starts of each contender")
+    parser.add_argument("--repeats", type=int, default=2, help="warm cycles after each cold start")
+    parser.add_argument("--quick", action="store_true", help="one round; storms of half the size each way")
     parser.add_argument("--json", type=Path, help="where to write every lap")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.repeats, arguments.colds = 2, 1
+        arguments.rounds = 1
     return arguments
 
 
@@ -309,13 +294,13 @@ def main() -> None:
             case, folder = f"{grid} {model}", arguments.work.resolve() / f"{grid}-{model}"
             store = find_store(grid, arguments.data, arguments.work, arguments.quick)
             prepared = make_case(folder, model, store)
-            laps = race(folder, ["bare", *arguments.only], arguments.colds, arguments.repeats)
+            laps = race(folder, ["bare", *arguments.only], arguments.rounds, arguments.repeats)
             table += rows_of(case, laps)
             notes.append(tiles_line(case, prepared, laps))
             record[case] = {name: asdict(one) for name, one in laps.items()}
+            if arguments.json:
+                arguments.json.write_text(json.dumps(record, indent=1))
             print("\n".join([*table, "", *notes]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.cycle import chunk_edge, settle
+from benchmarks.cycle import Laps, chunk_edge, settle
 from benchmarks.peers import Task as PeerTask
 from benchmarks.peers import inner, pack, with_halo
 from pipelines.product import Packing
@@ -64,12 +64,12 @@ def test_chunks_are_announced_with_their_inner_halos():
 
 
 def test_a_peer_with_another_forecast_is_refused(tmp_path):
-    codes = np.zeros((2, 5, 6), np.int16)
-    for path, changed in ((tmp_path / "out/0000.zarr", 0), (tmp_path / "peers/plain", 1)):
-        field = codes.copy()
-        field[1, 2, 3] = changed
-        dims = ("lead_time", "y", "x")
-        data = xr.Dataset({"rain": (("init_time", *dims), field[None]) if "out" in str(path) else (dims, field)})
-        data.to_zarr(path, zarr_format=3, consolidated=False)
+    field, dims = np.zeros((2, 5, 6), np.int16), ("lead_time", "y", "x")
+    published, theirs = tmp_path / "out/0000.zarr", tmp_path / "peers/plain/0"
+    xr.Dataset({"rain": (("init_time", *dims), field[None])}).to_zarr(published, zarr_format=3)
+    xr.Dataset({"rain": (dims, field)}).to_zarr(theirs, zarr_format=3)
+    laps = {"squall": Laps(facts=[{"path": str(published)}]), "plain": Laps()}
+    field[1, 2, 3] = 1
+    xr.Dataset({"rain": (dims, field)}).to_zarr(theirs, zarr_format=3, mode="w")
     with pytest.raises(ValueError, match="plain differs from squall's in 1 of 60 cells"):
-        settle(tmp_path, ["bare", "squall", "plain"])
+        settle(tmp_path, laps)
