@@ -100,7 +100,9 @@ def build_here(
         has_progress=monitor is not None,
         warnings=(*journal.warnings, *journal.errors),  # what it could do without
     )
-    return Built(engine, bytes(cache.serialize()) if cache is not None else b"", report, inspection)
+    timings = bytes(cache.serialize()) if cache is not None else b""
+    del cache, config, network, builder, logger  # 8.6 crashes unless they go in the reverse order of their making
+    return Built(engine, timings, report, inspection)
 
 
 def _configure(surface: Surface, builder: Any, network: Any, spec: BuildSpec, flags: frozenset[str]) -> Any:
