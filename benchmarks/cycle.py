@@ -130,7 +130,7 @@ def make_task(prepared: Prepared, folder: Path) -> Task:
         ],
         fill=int(prepared.source.encoding.fill),
         table=str(folder / "table.npy"),
-        model=str(setup.model),
+        model=str(setup.order.model.path),
         leads=len(setup.leads),
         threshold=steps[0].threshold if steps else None,
         missing_below=setup.encoder.space.missing_below,
@@ -238,7 +238,7 @@ def tiles_line(case: str, prepared: Prepared, laps: dict[str, Laps]) -> str:
     spread = f"{min(laps['squall'].warm):.2f} to {max(laps['squall'].warm):.2f}"
     return (
         f"- {case}: {plan.reason}. Of {run + reused} tiles squall ran {run} and reused {reused} "
-        f"({reused / (run + reused):.0%}). {prepared.workers} workers of {prepared.setup.threads} thread(s). "
+        f"({reused / (run + reused):.0%}). {prepared.workers} workers of {prepared.setup.order.threads} thread(s). "
         f"Seconds of one warm cycle of {facts['seconds']:.2f} s, summed over workers: {stages}. "
         f"Warm cycles of squall took {spread} s. Most cells of one cycle in which a peer differed: "
         f"{max((one.differing for one in laps.values()), default=0)}."

@@ -78,7 +78,7 @@ class Bare:
         return {"run": self._count.value}
 
     def _work(self) -> None:
-        engine = OrtEngine(self.prepared.setup.model, self.prepared.setup.threads)
+        engine = OrtEngine(self.prepared.setup.order.model.path, self.prepared.setup.order.threads)
         engine.warm(self._shape[1:])
         while True:
             self._gate.wait()

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from engines.base import EngineError
 from engines.files import discard, make_folders, put_folder, staging, sweep
 from engines.lock import Holder, Lock, hold
-from engines.sealed import DATA, DamagedError, Manifest, read_manifest, read_sealed, write_sealed
+from engines.sealed import DATA, DamagedError, Manifest, describe, read_manifest, read_sealed, write_sealed
 from engines.spec import EngineKey
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class EngineCache:
         check: Check = lambda data: None,
         on_wait: Callable[[Holder], None] | None = None,
         wait_seconds: float | None = None,
-    ) -> bytes:
+    ) -> EngineFile:
         """The engine file of `key`, built by one process if none has; sha256 taken of exactly these bytes.
 
         A file that is damaged, not from us or refused by `check` is put aside and built again. If the cache cannot
@@ -187,10 +187,9 @@ class EngineCache:
         """
         found = self.find(key, check)
         if found is not None:
-            return found.data
+            return found
         with hold(self._locks / key.digest, on_wait, wait_seconds) as lock:
-            found = self._healed(key, check)
-            return self._built(key, build, check, lock) if found is None else found.data
+            return self._healed(key, check) or self._built(key, build, check, lock)
 
     def find(self, key: EngineKey, check: Check = lambda data: None) -> EngineFile | None:
         """The engine file of `key` with its manifest; None if there is none that may be used. Changes nothing."""
@@ -271,23 +270,24 @@ class EngineCache:
             self._put_aside(self._engines / key.digest, error)
             return None
 
-    def _built(self, key: EngineKey, build: Build, check: Check, lock: Lock) -> bytes:
+    def _built(self, key: EngineKey, build: Build, check: Check, lock: Lock) -> EngineFile:
         build_log = BuildLog(lock)
         data = build(build_log)
         fault = check(data)
         if fault is not None:
             raise CacheError(f"the engine built for {key.graph_sha256[:12]} on {key.gpu} is refused: {fault}")
+        manifest = describe(data, key.to_json(), build_log.notes)
         try:
-            self._store(key, data, build_log.notes)
+            self._store(key, data, manifest)
         except CacheError as error:
             log.warning("engine file not kept, the next process builds it again: %s", error)
-        return data
+        return EngineFile(data, manifest)
 
-    def _store(self, key: EngineKey, data: bytes, notes: Mapping[str, str]) -> None:
+    def _store(self, key: EngineKey, data: bytes, manifest: Manifest) -> None:
         with _writing(self._root):
             sweep(self._root)
             with staging(self._root) as place:
-                write_sealed(place / "entry", data, key.to_json(), notes, self._mac_key)
+                write_sealed(place / "entry", data, manifest, self._mac_key)
                 put_folder(place / "entry", self._engines / key.digest)
         self.evict(self._max_bytes, keep=[key.digest])
 
@@ -311,7 +311,7 @@ class EngineCache:
         home = self._timing / _digest(subject)
         with _writing(self._root), staging(self._root) as place:
             make_folders(home)
-            write_sealed(place / "timing", data, subject, {}, self._mac_key)
+            write_sealed(place / "timing", data, describe(data, subject, {}), self._mac_key)
             put_folder(place / "timing", home / str(max(map(_number, former), default=0) + 1))
             for folder in former:
                 shutil.rmtree(folder)

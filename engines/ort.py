@@ -1,14 +1,20 @@
 """ONNX Runtime engine: the default on a machine without a GPU, and the FP32 reference everywhere."""
 
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from engines.base import InferenceError, ModelError, OutOfMemoryError
+from engines.base import Engine, EngineError, InferenceError, ModelError, OutOfMemoryError
 from engines.graph import first_line
-from engines.spec import TensorSpec
+from engines.runtime import BuiltFile
+from engines.spec import BuildSpec, EngineKey, TensorSpec
+from engines.typed import TypedModel
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 _SILENT = 4  # of ONNX Runtime's log levels; what goes wrong is raised
@@ -21,17 +27,17 @@ class OrtEngine:
     between batches of one shape and given back when the shape changes; it does not pile up over shapes.
 
     Args:
-        model: path of the ONNX file.
+        model: path of the ONNX file, or the bytes of an engine file that `OnnxRuntime` built and the cache verified.
         threads: threads of one inference; workers of one node share its cores, so give each its part.
 
     Raises:
         ModelError: ONNX Runtime cannot load the file (names the file and ONNX Runtime's reason).
     """
 
-    def __init__(self, model: Path, threads: int = 1) -> None:
-        self._model = model
+    def __init__(self, model: Path | bytes, threads: int = 1) -> None:
+        self._model = "an engine file" if isinstance(model, bytes) else str(model)
         self._shape: tuple[int, ...] = ()
-        self._session: ort.InferenceSession | None = _open(model, threads)
+        self._session: ort.InferenceSession | None = _open(model, self._model, threads)
         self.specs = _spec(self._session.get_inputs()[0]), _spec(self._session.get_outputs()[0])
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -64,18 +70,93 @@ class OrtEngine:
         return options
 
 
-def _open(model: Path, threads: int) -> ort.InferenceSession:
+class OnnxRuntime:
+    """ONNX Runtime on the cores of this machine; its engine file is the graph as optimized for this processor.
+
+    Args:
+        threads: of one inference.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+
+    @property
+    def label(self) -> str:
+        return f"onnxruntime {ort.__version__} on {_processor()[0]}"
+
+    def key(self, model: TypedModel, spec: BuildSpec) -> EngineKey:
+        """Shapes, flags, workspace and level make no difference here."""
+        processor, extensions = _processor()
+        return EngineKey(
+            graph_sha256=model.graph_sha256,
+            weights_sha256=model.weights_sha256,
+            precision=str(model.precision),
+            converter=model.conversion.converter_version,
+            profiles=(),
+            flags=frozenset(),
+            workspace_bytes=None,
+            level=None,
+            flavour="onnxruntime",
+            runtime_version=ort.__version__,
+            gpu=processor,
+            compute_capability=extensions,
+            multiprocessors=0,
+            memory_bytes=0,
+        )
+
+    def build(self, model: TypedModel, spec: BuildSpec, timings: bytes, tell: Callable[[str], None]) -> BuiltFile:
+        tell(f"optimizing {model.path.name}")
+        with tempfile.TemporaryDirectory(prefix="squall-build-") as folder:
+            file = Path(folder) / "optimized.onnx"
+            _open(model.path, str(model.path), 1, file)
+            return BuiltFile(
+                file.read_bytes(), {"obtained": model.conversion.obtained.arithmetic, "computed": "float32 on a CPU"}
+            )
+
+    def merge(self, kept: bytes, fresh: bytes) -> bytes:
+        return fresh
+
+    def refuse(self, data: bytes) -> str | None:
+        return None if data else "it is empty"
+
+    def load(self, data: bytes) -> Engine:
+        return OrtEngine(data, self._threads)
+
+    def refit(self, engine: Engine, model: TypedModel, notes: Mapping[str, str]) -> tuple[str, ...]:
+        raise EngineError("engines of ONNX Runtime have their weights built in; build again")
+
+
+def _open(model: Path | bytes, name: str, threads: int, keep: Path | None = None) -> ort.InferenceSession:
+    """A session; an engine file is taken as it is, a model is optimized, and what comes of it written to `keep`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _SILENT
+    if isinstance(model, bytes):
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if keep is not None:
+        options.optimized_model_filepath = str(keep)
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
-        raise ModelError(f"ONNX Runtime cannot load {model}: {first_line(error)}") from error
+        raise ModelError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:
     shape = tuple(axis if isinstance(axis, int) else None for axis in node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
+
+
+@cache
+def _processor() -> tuple[str, str]:
+    """The processor's name, and which of the extensions it has that ONNX Runtime lays tensors out for."""
+    facts: dict[str, str] = {}
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", "").split()
+    wide = [name for name in ("avx2", "fma", "avx512f", "avx512_vnni", "amx_tile") if name in flags]
+    return facts.get("model name", platform.machine()), " ".join(wide) or platform.machine()

@@ -46,20 +46,21 @@ class Manifest:
     notes: Mapping[str, str]
 
 
-def write_sealed(
-    folder: Path, data: bytes, subject: Mapping[str, Any], notes: Mapping[str, str], mac_key: bytes | None
-) -> Manifest:
-    """The manifest of data that now lies sealed in `folder`, which is new."""
+def describe(data: bytes, subject: Mapping[str, Any], notes: Mapping[str, str]) -> Manifest:
+    """The manifest of data that was made here and now."""
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     digest = hashlib.sha256(data).hexdigest()
-    manifest = Manifest(subject, digest, len(data), made_at, socket.gethostname(), dict(notes))
+    return Manifest(subject, digest, len(data), made_at, socket.gethostname(), dict(notes))
+
+
+def write_sealed(folder: Path, data: bytes, manifest: Manifest, mac_key: bytes | None) -> None:
+    """Seals data into `folder`, which is new."""
     text = json.dumps(asdict(manifest), indent=1).encode()
     folder.mkdir(mode=0o755)
     write_new(folder / DATA, data)
     write_new(folder / MANIFEST, text)
     if mac_key is not None:
         write_new(folder / MAC, _mac(text, mac_key))
-    return manifest
 
 
 def read_sealed(folder: Path, mac_key: bytes | None) -> tuple[Manifest, bytes] | None:

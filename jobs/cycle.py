@@ -51,6 +51,7 @@ class CycleReport:
     bytes_written: int = 0
     missing_share: float = 0.0
     gaps: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
     note: str = ""
     stages: Seconds = field(default_factory=Seconds)
     wait_seconds: float = 0.0
@@ -222,6 +223,7 @@ def _report(
         missing_share=missing / max(1, done_cells),
         gaps=gaps,
         stages=sum((result.seconds for result in results), Seconds()),
+        engines=tuple(sorted({result.engine for result in results})),
     )
 
 
@@ -229,7 +231,11 @@ def _outcome(report: CycleReport) -> dict[str, str | int | float]:
     """What the published store says of itself: how complete it is. Nothing that differs from run to run."""
     gaps: dict[str, str | int | float] = {"gaps": "; ".join(gap.split(":")[0] for gap in report.gaps)}
     done = report.blocks - len(report.gaps)
-    completeness = {"completeness": done / report.blocks, "missing_share_of_newest_frame": report.missing_share}
+    completeness: dict[str, str | int | float] = {
+        "completeness": done / report.blocks,
+        "missing_share_of_newest_frame": report.missing_share,
+        "engines": "; ".join(report.engines),
+    }
     return completeness | (gaps if report.gaps else {})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from engines.base import EngineError, InferenceError
 from jobs.dispatch import Assign, Decision, Dispatcher
 from jobs.pool import Pool
 from pipelines.errors import PipelineError
@@ -41,7 +42,8 @@ class Drive:
         """Settle every block; the reasons of those given up.
 
         Raises:
-            PipelineError: an error of the input, output or configuration, which no other worker could mend.
+            PipelineError, EngineError: an error of the input, output, configuration or engine, which no other worker
+                could mend.
         """
         self._dispatcher = Dispatcher(range(len(self.blocks)))
         self._obey(self._dispatcher.joined(self.pool.workers, monotonic()))
@@ -74,7 +76,7 @@ class Drive:
         except RayActorError:
             self._replace(assign.worker)
         except RayTaskError as error:
-            if isinstance(error.cause, PipelineError):
+            if _is_final(error.cause):
                 raise error.cause from None
             self._obey(self._dispatcher.failed(assign.worker, assign.block, str(error.cause), monotonic()))
         else:
@@ -97,3 +99,8 @@ class Drive:
                 worker = self.pool.workers[decision.worker]
                 ref = worker.run.remote(self.blocks[decision.block], *self.arguments)
                 self._flying[ref] = decision
+
+
+def _is_final(error: BaseException) -> bool:
+    """True if another worker would fail in the same way; an inference may fail on one GPU only."""
+    return isinstance(error, PipelineError | EngineError) and not isinstance(error, InferenceError)

@@ -88,13 +88,13 @@ class Pool:
     Args:
         setup: of every worker.
         count: workers.
-        gpu: give each worker a GPU of its own, else `setup.threads` cores.
+        gpu: give each worker a GPU of its own, else as many cores as its engine has threads.
     """
 
     def __init__(self, setup: Setup, count: int, gpu: bool) -> None:
         self._setup, self._count = setup, count
         self._actor = ray.remote(
-            num_cpus=0 if gpu else setup.threads, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0
+            num_cpus=0 if gpu else setup.order.threads, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0
         )(Worker)
         self._names = (f"worker-{n}" for n in itertools.count())
         self._workers: dict[str, ActorHandle[Worker]] = {}

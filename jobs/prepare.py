@@ -12,8 +12,11 @@ from engines.base import EngineError
 from engines.footprint import bytes_per_cell
 from engines.model import Contract, ModelPackage, Transform
 from engines.ort import OrtEngine
+from engines.precision import Precision
 from engines.probe import probe
+from engines.typed import TypedModel
 from jobs import __version__
+from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
 from jobs.pool import Resources
 from jobs.worker import Setup
@@ -40,6 +43,7 @@ class Loaded:
     product: Product
     source: Source
     package: ModelPackage
+    graph: TypedModel
     model: ModelNeeds
     tiles: Needs
 
@@ -60,11 +64,12 @@ class Prepared:
 
     def provenance(self, cycle: Cycle) -> Provenance:
         """Where a cycle's forecast comes from."""
-        package = self.package
+        package, order = self.package, self.setup.order
         return Provenance(
             product=dump_product(self.product),
             model=package.identity,
-            engine=f"onnxruntime CPU float32, graph {package.graph_sha256[:12]}, weights {package.weights_sha256[:12]}",
+            engine=f"{order.runtime} {order.model.precision}, graph {order.model.graph_sha256[:12]}, "
+            f"weights {order.model.weights_sha256[:12]}",
             versions=_versions(),
             input_store=self.product.input.store,
             frame_times=cycle.frame_times,
@@ -84,7 +89,8 @@ def load(file: Path, overrides: Sequence[str]) -> Loaded:
     problems = check_fit(product, source, model)
     if problems:
         raise ConfigError("\n  ".join([f"{len(problems)} problem(s) in {file}:", *map(str, problems)]))
-    return Loaded(product, source, package, model, tile_needs(package))
+    graph = typed_graph(package, Precision.parse(product.model.precision))
+    return Loaded(product, source, package, graph, model, tile_needs(package))
 
 
 def prepare(loaded: Loaded, resources: Resources) -> Prepared:
@@ -94,13 +100,18 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
         ConfigError: the product does not fit its store or its model.
     """
     product, source, model = loaded.product, loaded.source, loaded.model
+    resources = _for_engine(resources, product)
     layout = choose_layout(source.grid.shape, len(product.leads), product.output)
     crew = resources.crew(None if product.workers == "auto" else product.workers)
     plan = make_plan(source.grid.shape, layout.shard[1:], loaded.tiles, product.tiling, crew)
     workers = min(crew.workers, len(plan.tiling.blocks()))
     setup = Setup(
-        model=loaded.package.onnx_path,
-        threads=max(1, resources.cores // workers),
+        order=EngineOrder(
+            loaded.graph,
+            batch_spec((plan.batch, model.frames, *plan.tiling.tile), loaded.graph.precision),
+            "tensorrt" if resources.gpus else "onnxruntime",
+            threads=max(1, resources.cores // workers),
+        ),
         tiling=plan.tiling,
         decoder=make_decoder(source.encoding, product.input, model),
         encoder=make_encoder(product.output, model),
@@ -111,6 +122,17 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     return Prepared(
         product, source, loaded.package, layout, plan, setup, workers, not crew.shared, attributes_of(product, model)
     )
+
+
+def _for_engine(resources: Resources, product: Product) -> Resources:
+    """What of the cluster the product's engine can use.
+
+    Raises:
+        ConfigError: TensorRT is asked for and Ray has no GPU.
+    """
+    if product.model.engine == "tensorrt" and not resources.gpus:
+        raise ConfigError("model.engine is tensorrt, but Ray knows of no GPU here; use auto or onnxruntime")
+    return Resources(0, resources.cores) if product.model.engine == "onnxruntime" else resources
 
 
 def model_needs(contract: Contract) -> ModelNeeds:
@@ -191,7 +213,7 @@ def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     """How the grid of a product would be cut on this machine; no Ray is started."""
     loaded = load(file, overrides)
     prepared = prepare(loaded, Resources(0, os.cpu_count() or 1))
-    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, prepared.setup.threads)
+    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, prepared.setup.order.threads)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -254,8 +254,8 @@ def _show_move(move: Any, format_: str) -> None:
 
 def _key(text: str, root: Path | None) -> "EngineKey":
     """The key in a manifest or key file, or of the one engine file whose name begins so."""
-    from engines.cache import EngineCache, mac_key_from
     from engines.spec import EngineKey
+    from jobs.engine import open_cache
 
     path = Path(text)
     if path.is_file():
@@ -264,7 +264,7 @@ def _key(text: str, root: Path | None) -> "EngineKey":
             return EngineKey.from_json(tree.get("subject", tree))
         except (ValueError, AttributeError) as error:
             raise click.BadParameter(f"{path} holds no engine key: {error}") from error
-    keys = EngineCache(root or folders.cache_folder() / "engine-cache", mac_key=mac_key_from(os.environ)).keys()
+    keys = open_cache(root).keys()
     found = [key for digest, key in keys.items() if digest.startswith(text)]
     if len(found) != 1:
         known = ", ".join(digest[:12] for digest in keys) or "none"

@@ -87,6 +87,7 @@ def cycle_table(report: "CycleReport") -> None:
     for name, value in (
         ("frames", ", ".join(str(t.astype("datetime64[m]"))[11:] for t in report.frame_times) + " UTC"),
         ("blocks, workers", f"{report.blocks}, {report.workers}"),
+        ("engine", "; ".join(report.engines)),
         ("tiles", tiles),
         ("missing in the newest frame", f"{report.missing_share:.1%}"),
         ("written", size(report.bytes_written)),

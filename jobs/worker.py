@@ -1,15 +1,14 @@
 """The worker: one engine (on one GPU where there is one), fed block after block. Where grids and engines meet."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Engine
-from engines.ort import OrtEngine
+from engines.base import Engine, EngineError
+from jobs.engine import EngineOrder, describe_engine, open_engine
 from pipelines.run import BlockResult, Forecaster, Infer, Read, run_block
 from pipelines.sink import Draft
 from pipelines.source import Cycle, Source, cut
@@ -21,8 +20,7 @@ from pipelines.transform import Decoder, Encoder
 class Setup:
     """What a worker needs to know once; it stays the same from cycle to cycle."""
 
-    model: Path
-    threads: int
+    order: EngineOrder
     tiling: Tiling
     decoder: Decoder
     encoder: Encoder
@@ -32,15 +30,24 @@ class Setup:
 
 
 class Worker:
-    """One engine and its forecaster. Runs as a Ray actor, or in the driver for a test."""
+    """One engine and its forecaster. Runs as a Ray actor, or in the driver for a test.
+
+    An engine that cannot be opened is an error of the first block: an actor that fails to start could not say why.
+    """
 
     def __init__(self, setup: Setup) -> None:
-        self._engine = OrtEngine(setup.model, setup.threads)
+        self._fault: EngineError | None = None
+        try:
+            supplied = open_engine(setup.order)
+        except EngineError as error:
+            self._fault = error
+            return
+        self._engine = describe_engine(supplied)
         self._forecaster = Forecaster(
             tiling=setup.tiling,
             decoder=setup.decoder,
             encoder=setup.encoder,
-            infer=_of_leads(self._engine, setup.leads),
+            infer=_of_leads(supplied.engine, setup.leads),
             leads=len(setup.leads),
             batch=setup.batch,
             mask_from_input=setup.mask_from_input,
@@ -51,8 +58,13 @@ class Worker:
 
         Args:
             frames: whole frames (frame, y, x), codes as stored, that the node shares; or the source to read from.
+
+        Raises:
+            EngineError: the engine could not be opened.
         """
-        return run_block(block, self._reader(cycle, frames), self._forecaster, draft)
+        if self._fault is not None:
+            raise self._fault
+        return replace(run_block(block, self._reader(cycle, frames), self._forecaster, draft), engine=self._engine)
 
     def _reader(self, cycle: Cycle, frames: Source | NDArray[np.generic]) -> Read:
         if isinstance(frames, Source):

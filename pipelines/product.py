@@ -132,11 +132,18 @@ class InputSpec(Part):
 
 
 class ModelRef(Part):
-    """Which model package makes the forecast: a folder, `builtin:NAME`, or `registry:NAME` in a version or an alias."""
+    """Which model package makes the forecast: a folder, `builtin:NAME`, or `registry:NAME` in a version or an alias.
+
+    Attributes:
+        precision: what heavy operators compute in.
+        engine: the runtime; auto is TensorRT where Ray has GPUs, and ONNX Runtime elsewhere.
+    """
 
     package: str
     version: str | None = None
     alias: str | None = None
+    precision: Literal["float32", "half", "int8"] = "float32"
+    engine: Literal["auto", "onnxruntime", "tensorrt"] = "auto"
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

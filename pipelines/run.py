@@ -46,6 +46,7 @@ class BlockResult:
 
     Attributes:
         missing: missing cells of each input frame inside the block.
+        engine: what ran, as the worker calls it.
     """
 
     block: int
@@ -54,6 +55,7 @@ class BlockResult:
     missing: tuple[int, ...]
     bytes_written: int
     seconds: Seconds
+    engine: str = ""
 
 
 class Stopwatch:

@@ -8,10 +8,11 @@ from engines.precision.half import to_half
 from engines.precision.int8 import choose_cases, to_int8
 from engines.precision.layers import CONVERTER_VERSION, LayerCounts, describe
 from engines.precision.pack import Packing, pack_io
-from engines.precision.record import Conversion, Precision, record_conversion
+from engines.precision.record import Arithmetic, Conversion, Precision, record_conversion
 
 __all__ = [
     "CONVERTER_VERSION",
+    "Arithmetic",
     "Conversion",
     "LayerCounts",
     "Packing",

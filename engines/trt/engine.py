@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,13 @@ class TensorRTEngine:
         """Run once on zeros of this shape, so that the first real batch pays for nothing."""
         self.lend(np.zeros(shape, self.specs[0].dtype))
 
-    def refit(self, model: Path, previous: Path) -> tuple[str, ...]:
-        """Names of the weights that differ between two ONNX files of one graph, now this engine's.
+    def refit(self, model: Path, previous: Mapping[str, str]) -> tuple[str, ...]:
+        """Names of the weights in which an ONNX file differs from `previous`, now this engine's.
 
-        For a standby engine that was built with REFIT from `previous`; its results are then to be checked again.
+        For a standby engine that was built with REFIT; its results are then to be checked again.
+
+        Args:
+            previous: `engines.trt.refit.digest_weights` of the file that it was built from.
 
         Raises:
             EngineError: not refittable, or TensorRT cannot replace a weight that differs (names it): build again.

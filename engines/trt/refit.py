@@ -1,5 +1,7 @@
 """Other weights for an engine that was built with REFIT: seconds instead of a build. Never on an engine in use."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from engines.trt.surface import Surface
 Weights = dict[str, NDArray[Any]]
 
 
-def refit(surface: Surface, engine: Any, model: Path, previous: Path, logger: Any, journal: Journal) -> tuple[str, ...]:
-    """Names of the weights that differ between two ONNX files of one graph, now the engine's.
+def refit(
+    surface: Surface, engine: Any, model: Path, previous: Mapping[str, str], logger: Any, journal: Journal
+) -> tuple[str, ...]:
+    """Names of the weights in which an ONNX file differs from what an engine was built from, now the engine's.
 
     Args:
-        engine: of TensorRT, built from `previous` with REFIT.
+        engine: of TensorRT, built with REFIT.
+        previous: `digest_weights` of the ONNX file that it was built from.
 
     Raises:
         EngineError: the engine is not refittable, a weight that differs cannot be replaced in it, or TensorRT
@@ -27,10 +32,11 @@ def refit(surface: Surface, engine: Any, model: Path, previous: Path, logger: An
     """
     if not engine.refittable:
         raise EngineError("the engine was not built with the flag REFIT; build it again with the new weights")
-    new, old = _weights(model), _weights(previous)
-    if new.keys() != old.keys():
-        raise EngineError(f"{model} and {previous} do not have the same weights: {sorted(new.keys() ^ old.keys())}")
-    differing = {name for name in new if not _same(new[name], old[name])}
+    new = _weights(model)
+    if new.keys() != previous.keys():
+        strangers = sorted(new.keys() ^ previous.keys())
+        raise EngineError(f"{model} and the engine do not have the same weights: {strangers}; build again")
+    differing = {name for name, values in new.items() if _digest(values) != previous[name]}
     refitter = surface.module.Refitter(engine, logger)
     replaceable = set(refitter.get_all_weights())
     if differing - replaceable:
@@ -42,6 +48,11 @@ def refit(surface: Surface, engine: Any, model: Path, previous: Path, logger: An
     if not refitter.refit_cuda_engine():
         raise EngineError(f"TensorRT refuses the refit: {journal.reason()}; build again")
     return tuple(sorted(differing))
+
+
+def digest_weights(model: Path) -> dict[str, str]:
+    """Of every weight of an ONNX file, by its name: a digest of type, shape and values."""
+    return {name: _digest(values) for name, values in _weights(model).items()}
 
 
 def _replace(surface: Surface, refitter: Any, model: Path, weights: Weights, logger: Any, journal: Journal) -> None:
@@ -62,5 +73,5 @@ def _weights(path: Path) -> Weights:
     return {tensor.name: np.ascontiguousarray(numpy_helper.to_array(tensor)) for tensor in tensors}
 
 
-def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def _digest(values: NDArray[Any]) -> str:
+    return hashlib.sha256(f"{values.dtype.str} {values.shape} ".encode() + values.tobytes()).hexdigest()[:32]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from engines.base import EngineError
+from engines.precision import Arithmetic
 from engines.trt.surface import Surface
 
 # Words of the inspector for types, in all releases; a format says `Half` in one and `FP16` in another.
@@ -83,6 +84,19 @@ def count_engine_layers(inspection: str) -> dict[str, int]:
     """
     layers = json.loads(inspection, strict=False)["Layers"]  # 8.6 leaves line ends inside strings
     return dict(Counter(_computed_in(layer) for layer in layers).most_common())
+
+
+def obtained(report: BuildReport) -> Arithmetic | None:
+    """What the layers of an engine compute in: int8 or half if one does, else float32; None if it does not say.
+
+    Where no GPU could load the engine, a typed network answers for it.
+    """
+    layers = report.engine_layers
+    if layers is None and "STRONGLY_TYPED" in report.flags:
+        layers = report.network_layers
+    if not layers or set(layers) == {"unknown"}:
+        return None
+    return "int8" if layers.get("int8") else "half" if layers.get("float16") else "float32"
 
 
 def _computed_in(layer: Any) -> str:

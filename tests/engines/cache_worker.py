@@ -21,7 +21,7 @@ def build_forever(root: Path, key: EngineKey) -> None:
     cache = EngineCache(root, max_bytes=20 * len(content(0)))
     for n in range(10_000):
         wanted = content(n)
-        assert cache.get_or_build(replace(key, graph_sha256=f"{n:064x}"), lambda log, data=wanted: data) == wanted
+        assert cache.get_or_build(replace(key, graph_sha256=f"{n:064x}"), lambda log, data=wanted: data).data == wanted
         cache.merge_timing(key, bytes([n % 256]), lambda kept, fresh: (kept + fresh)[-1000:])
         print(n, flush=True)
 
@@ -45,6 +45,6 @@ if __name__ == "__main__":
         case "stall":
             EngineCache(root).get_or_build(key, stall)
         case "once":
-            print(EngineCache(root).get_or_build(key, slowly).decode())
+            print(EngineCache(root).get_or_build(key, slowly).data.decode())
         case "forever":
             build_forever(root, key)

@@ -115,8 +115,8 @@ def test_a_key_of_another_form_is_refused(change, named):
 
 
 def test_an_engine_is_built_once_and_then_read(tmp_path):
-    assert EngineCache(tmp_path).get_or_build(KEY, gives(b"engine")) == b"engine"
-    assert EngineCache(tmp_path).get_or_build(KEY, never) == b"engine"
+    assert EngineCache(tmp_path).get_or_build(KEY, gives(b"engine")).data == b"engine"
+    assert EngineCache(tmp_path).get_or_build(KEY, never).data == b"engine"
 
 
 def test_manifest_and_key_are_readable_json_with_the_notes_of_the_build(tmp_path, cache):
@@ -138,7 +138,7 @@ def test_a_failed_build_frees_the_lock_and_leaves_nothing(tmp_path, cache):
 
     with pytest.raises(RuntimeError, match="no kernel"):
         cache.get_or_build(KEY, fail)
-    assert cache.get_or_build(KEY, gives(b"engine"), wait_seconds=0) == b"engine"
+    assert cache.get_or_build(KEY, gives(b"engine"), wait_seconds=0).data == b"engine"
     assert list((tmp_path / "locks").iterdir()) == []
     assert list((tmp_path / ".staging").iterdir()) == []
 
@@ -158,7 +158,7 @@ def test_threads_that_want_one_engine_cause_one_build_and_see_who_builds(cache):
             is_seen.set()
 
     found = []
-    threads = [threading.Thread(target=lambda: found.append(cache.get_or_build(KEY, build, on_wait=on_wait)))
+    threads = [threading.Thread(target=lambda: found.append(cache.get_or_build(KEY, build, on_wait=on_wait).data))
                for _ in range(4)]  # fmt: skip
     for thread in threads:
         thread.start()
@@ -194,7 +194,7 @@ def test_an_engine_that_the_disk_refuses_is_used_all_the_same(tmp_path, cache, c
         raise OSError(28, "No space left on device", str(tmp_path))
 
     monkeypatch.setattr("engines.cache.put_folder", full)
-    assert cache.get_or_build(KEY, gives(b"engine")) == b"engine"
+    assert cache.get_or_build(KEY, gives(b"engine")).data == b"engine"
     assert "No space left" in caplog.text
     assert cache.find(KEY) is None
 
@@ -252,8 +252,8 @@ def test_a_damaged_file_is_put_aside_and_built_again(tmp_path, caplog, accident,
     cache.get_or_build(KEY, gives(b"engine"))
     cause(folder_of(tmp_path))
     assert cache.find(KEY) is None
-    assert cache.get_or_build(KEY, gives(b"fresh")) == b"fresh"
-    assert cache.get_or_build(KEY, never) == b"fresh"
+    assert cache.get_or_build(KEY, gives(b"fresh")).data == b"fresh"
+    assert cache.get_or_build(KEY, never).data == b"fresh"
     assert (named in caplog.text) or secret is not None
     assert len(list((tmp_path / "quarantine").iterdir())) == 1
 
@@ -261,14 +261,14 @@ def test_a_damaged_file_is_put_aside_and_built_again(tmp_path, caplog, accident,
 def test_the_file_of_another_key_is_put_aside(tmp_path, cache):
     cache.get_or_build(number(1), gives(b"other"))
     folder_of(tmp_path, number(1)).rename(folder_of(tmp_path))
-    assert cache.get_or_build(KEY, gives(b"engine")) == b"engine"
+    assert cache.get_or_build(KEY, gives(b"engine")).data == b"engine"
 
 
 def test_a_check_may_refuse_what_the_checksum_cannot_see(cache):
     cache.get_or_build(KEY, gives(b"built by 8.6"))
     wrong = {b"built by 8.6": "built by 8.6; this is 11.4"}.get
     assert cache.find(KEY, wrong) is None
-    assert cache.get_or_build(KEY, gives(b"built by 11.4"), wrong) == b"built by 11.4"
+    assert cache.get_or_build(KEY, gives(b"built by 11.4"), wrong).data == b"built by 11.4"
 
 
 def test_a_build_that_the_check_refuses_is_an_error_and_not_kept(cache):
@@ -282,8 +282,8 @@ def test_with_a_secret_key_only_files_written_with_it_are_used(tmp_path, writer)
     EngineCache(tmp_path, mac_key=writer).get_or_build(KEY, gives(b"planted"))
     ours = EngineCache(tmp_path, mac_key=SECRET)
     assert ours.find(KEY) is None
-    assert ours.get_or_build(KEY, gives(b"engine")) == b"engine"
-    assert ours.get_or_build(KEY, never) == b"engine"
+    assert ours.get_or_build(KEY, gives(b"engine")).data == b"engine"
+    assert ours.get_or_build(KEY, never).data == b"engine"
 
 
 def test_a_forged_manifest_of_a_planted_file_is_refused_by_its_mac(tmp_path):
@@ -313,7 +313,7 @@ def test_a_folder_in_which_everybody_may_write_is_refused_without_a_secret_key(t
     tmp_path.chmod(0o777)
     with pytest.raises(CacheError, match=r"mode 777.*chmod o-w"):
         EngineCache(tmp_path)
-    assert EngineCache(tmp_path, mac_key=SECRET).get_or_build(KEY, gives(b"engine")) == b"engine"
+    assert EngineCache(tmp_path, mac_key=SECRET).get_or_build(KEY, gives(b"engine")).data == b"engine"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
@@ -321,7 +321,7 @@ def test_what_belongs_to_another_user_is_refused_without_a_secret_key(tmp_path, 
     cache.get_or_build(KEY, gives(b"planted"))
     os.chown(folder_of(tmp_path), 12345, 12345)
     assert cache.find(KEY) is None
-    assert cache.get_or_build(KEY, gives(b"engine")) == b"engine"
+    assert cache.get_or_build(KEY, gives(b"engine")).data == b"engine"
     os.chown(tmp_path, 12345, 12345)
     with pytest.raises(CacheError, match="user 12345"):
         EngineCache(tmp_path)
@@ -496,7 +496,7 @@ def test_a_builder_that_is_killed_frees_the_lock_for_those_who_wait(tmp_path, ca
     with pytest.raises(LockError, match=r"1 of 2"):
         cache.get_or_build(KEY, never, wait_seconds=0.1)
     threading.Timer(0.1, kill, [builder]).start()
-    assert cache.get_or_build(KEY, gives(b"engine"), wait_seconds=20) == b"engine"
+    assert cache.get_or_build(KEY, gives(b"engine"), wait_seconds=20).data == b"engine"
 
 
 def test_processes_that_want_one_engine_cause_one_build(tmp_path):

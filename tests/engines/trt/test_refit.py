@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from engines.base import EngineError
 from engines.trt import engine as engine_module
 from engines.trt.engine import TensorRTEngine
+from engines.trt.refit import digest_weights
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def retrained(conv, tmp_path):
 
 
 def test_weights_that_differ_are_replaced_and_named(engine, surface, conv, retrained):
-    assert engine.refit(retrained, conv) == ("w",)
+    assert engine.refit(retrained, digest_weights(conv)) == ("w",)
     called = [name for name, _ in surface.module.calls]
     assert called[-1] == "Refitter.refit_cuda_engine"
     by_parser = hasattr(surface.module, "OnnxParserRefitter")
@@ -37,7 +38,7 @@ def test_weights_that_differ_are_replaced_and_named(engine, surface, conv, retra
 
 
 def test_equal_weights_are_no_difference(engine, conv):
-    assert engine.refit(conv, conv) == ()
+    assert engine.refit(conv, digest_weights(conv)) == ()
 
 
 @pytest.mark.parametrize(
@@ -57,13 +58,13 @@ def test_a_refit_that_is_not_whole_is_refused(engine, surface, conv, retrained, 
         return  # the other way of handing over weights
     surface.module.refuse[call] = refusal
     with pytest.raises(EngineError, match=message):
-        engine.refit(retrained, conv)
+        engine.refit(retrained, digest_weights(conv))
 
 
 def test_an_engine_built_without_refit_is_refused(engine, surface, conv, retrained, monkeypatch):
     monkeypatch.setattr(surface.module.ICudaEngine, "refittable", False)
     with pytest.raises(EngineError, match="was not built with the flag REFIT"):
-        engine.refit(retrained, conv)
+        engine.refit(retrained, digest_weights(conv))
 
 
 def test_other_graphs_are_refused(engine, conv, tmp_path):
@@ -71,4 +72,4 @@ def test_other_graphs_are_refused(engine, conv, tmp_path):
     model.graph.initializer.append(numpy_helper.from_array(np.float32([1]), "more"))
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(EngineError, match=r"do not have the same weights: \['more'\]"):
-        engine.refit(tmp_path / "other.onnx", conv)
+        engine.refit(tmp_path / "other.onnx", digest_weights(conv))

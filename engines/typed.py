@@ -1,0 +1,127 @@
+"""The graph of a model in one precision: the same ONNX file is judged by the gate and built by every runtime."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from engines.base import ModelError
+from engines.graph import digests
+from engines.model import ModelPackage
+from engines.precision import (
+    CONVERTER_VERSION,
+    Conversion,
+    Precision,
+    emulate_half,
+    record_conversion,
+    to_half,
+    to_int8,
+)
+
+Tensor = NDArray[np.float32]
+
+
+class PrecisionError(ModelError):
+    """A precision was asked for that the graph or the engine built from it does not have."""
+
+
+@dataclass(frozen=True)
+class TypedModel:
+    """An ONNX file in one precision, with the record of its conversion and its digests (sha256, hex)."""
+
+    path: Path
+    conversion: Conversion
+    graph_sha256: str
+    weights_sha256: str
+
+    @property
+    def precision(self) -> Precision:
+        """As asked for."""
+        return self.conversion.asked
+
+
+def type_model(
+    package: ModelPackage, precision: Precision, home: Path, calibration: Sequence[Tensor] = (), allow: bool = False
+) -> TypedModel:
+    """The model of a package in a precision; what was rewritten before, from the same bytes, is taken from `home`.
+
+    Args:
+        home: folder of rewritten graphs, which may be deleted at any time; made if need be.
+        calibration: (n, channel, h, w) inputs in model space for int8, the extremes among them.
+        allow: take a graph that has no operator to compute in the precision asked for.
+
+    Raises:
+        ModelError: the rewrite refuses the graph, or int8 is asked for without calibration.
+        PrecisionError: nothing of the graph is in the precision asked for.
+    """
+    if precision == Precision():
+        model = onnx.load(package.onnx_path, load_external_data=False)
+        return TypedModel(
+            package.onnx_path, record_conversion(precision, model), package.graph_sha256, package.weights_sha256
+        )
+    folder = home / _content(package, precision, calibration)
+    if not (folder / "model.onnx").exists():
+        _save(_rewrite(onnx.load(package.onnx_path), precision, calibration), folder)
+    return open_typed(folder / "model.onnx", precision, allow)
+
+
+def open_typed(path: Path, precision: Precision, allow: bool = False) -> TypedModel:
+    """A graph that was rewritten before.
+
+    Raises:
+        PrecisionError: nothing of the graph is in the precision asked for.
+    """
+    model = onnx.load(path)
+    conversion = record_conversion(precision, model)
+    if not (conversion.is_honoured or allow):
+        raise PrecisionError(
+            f"{precision} was asked of {path.name}, but the graph is {conversion.obtained} ({conversion.layers}); "
+            f"ask for {conversion.obtained}"
+        )
+    return TypedModel(path, conversion, *digests(model, path.parent))
+
+
+def write_emulated(model: TypedModel, folder: Path) -> Path:
+    """A float32 graph that rounds as a device would that computes the half of `model` in half; itself if it has none.
+
+    ONNX Runtime computes half in float32 on a CPU, so there only this graph shows what half costs.
+    """
+    if not model.conversion.layers.half:
+        return model.path
+    _save(emulate_half(onnx.load(model.path)), folder)
+    return folder / "model.onnx"
+
+
+def _rewrite(model: onnx.ModelProto, precision: Precision, calibration: Sequence[Tensor]) -> onnx.ModelProto:
+    if precision.is_packed:
+        raise ModelError(f"{precision} needs the packing of the product; use engines.precision.pack_io")
+    match precision.arithmetic:
+        case "int8":
+            if not calibration:
+                raise ModelError("int8 needs inputs to calibrate on, the extremes among them; found none")
+            return to_int8(model, calibration)
+        case "half":
+            return to_half(model)
+        case _:
+            return model
+
+
+def _content(package: ModelPackage, precision: Precision, calibration: Sequence[Tensor]) -> str:
+    """A name for the rewritten graph that stands for everything that it is made from."""
+    total = hashlib.sha256(f"{package.graph_sha256} {package.weights_sha256} {precision} {CONVERTER_VERSION}".encode())
+    for array in calibration if precision.arithmetic == "int8" else ():
+        total.update(f"{array.shape}".encode() + np.ascontiguousarray(array, "<f4").tobytes())
+    return f"{package.contract.name}-{precision}-{total.hexdigest()[:16]}"
+
+
+def _save(model: onnx.ModelProto, folder: Path) -> None:
+    """Puts `model.onnx` into a folder in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".model.{os.getpid()}"
+    draft.write_bytes(model.SerializeToString(deterministic=True))
+    os.replace(draft, folder / "model.onnx")
