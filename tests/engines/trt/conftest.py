@@ -263,6 +263,9 @@ class HostCuda:
     def _cudaEventElapsedTime(self, start: int, end: int) -> float:
         return 1.5
 
+    def _cudaDriverGetVersion(self) -> int:
+        return 12040
+
     def _cudaMemGetInfo(self) -> tuple[int, int]:
         return 1 << 30, 2 << 30
 
