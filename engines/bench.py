@@ -124,6 +124,7 @@ def bench(
     inputs: Inputs = noise,
     meter: Meter | None = None,
     environment: Environment | None = None,
+    about: Mapping[str, str] | None = None,
     on_progress: Callable[[Progress], None] = ignore,
 ) -> Report:
     """Measures engines side by side: all are loaded, then take turns, so that a noisy machine hurts all alike.
@@ -137,6 +138,7 @@ def bench(
         inputs: gives a batch of a shape and dtype.
         meter: reads the clock and the memory, of GPU 0 by default.
         environment: what to report as the machine; by default this one.
+        about: what is measured, such as the model and its version, as names and values for the reader.
 
     Raises:
         ValueError: no subjects or shapes, or one given twice, or a batch of `inputs` of another shape or dtype.
@@ -155,7 +157,7 @@ def bench(
         for one in loaded
     )
     environment = environment or describe_environment(meter.device)
-    return Report(environment, effort, tuple(shapes), results)
+    return Report(environment, effort, tuple(shapes), results, dict(about or {}))
 
 
 def _check(subjects: Sequence[Subject], shapes: Sequence[Shape]) -> None:

@@ -268,6 +268,9 @@ class Result:
 class Report:
     """What a bench found; the first result is the reference that all are compared with.
 
+    Attributes:
+        about: what was measured, such as the model and its version, as names and values for the reader.
+
     Raises:
         ValueError: no result or no shape.
     """
@@ -276,6 +279,7 @@ class Report:
     effort: Effort
     shapes: tuple[Shape, ...]
     results: tuple[Result, ...]
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.results or not self.shapes:
