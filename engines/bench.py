@@ -150,6 +150,7 @@ def bench(
         largest = max(shapes, key=prod)
         loaded = [_load(subject, largest, inputs, meter, tell, owned) for subject in subjects]
         rows = [_measure(loaded, shape, effort, inputs, meter, tell) for shape in shapes]
+    tell("done")
     results = tuple(
         replace(one.result, measurements=tuple(row[one.result.name] for row in rows))
         if one.engine is not None
@@ -179,7 +180,7 @@ class _Teller:
         self._tell, self._steps, self._done = tell, steps, 0
 
     def __call__(self, doing: str) -> None:
-        """Before a step."""
+        """Before a step, and after the last."""
         self._tell(Progress(self._done, self._steps, doing))
         self._done += 1
 
@@ -195,41 +196,72 @@ class _Loaded:
 def _load(subject: Subject, shape: Shape, inputs: Inputs, meter: Meter, tell: _Teller, owned: ExitStack) -> _Loaded:
     """Load a subject and run it once at a shape."""
     tell(f"loading {subject.name}")
+    known = Result(subject.name, dict(subject.notes), memory=Memory(subject.engine_bytes, subject.weights_bytes))
     gc.collect()
-    free, resident, started = meter.free_device_bytes(), meter.host_bytes(), meter.now()
+    before = _Mark(meter)
     try:
         engine = subject.load()
         owned.callback(engine.close)
         np.dtype(engine.specs[0].dtype)
     except Exception as error:  # of any kind: the other subjects go on
-        file = Memory(subject.engine_bytes, subject.weights_bytes)
-        return _Loaded(None, Result(subject.name, dict(subject.notes), memory=file, error=_say(error)))
-    load_seconds = _seconds(meter.now() - started)
-    first_seconds = _first(engine, _batch(engine, shape, inputs), meter)
-    memory = Memory(
-        subject.engine_bytes,
-        subject.weights_bytes,
-        engine.activation_bytes if isinstance(engine, Accounted) else None,
-        engine.buffer_bytes if isinstance(engine, Accounted) else None,
-        max(0, meter.host_bytes() - resident),
-        _taken(free, meter.free_device_bytes()),
-    )
+        return _Loaded(None, replace(known, error=_say(error)))
+    load = before.passed()
+    batch = _batch(engine, shape, inputs)
+    first = _run_first(engine, batch, meter)
     tensors = tuple(str(spec) for spec in engine.specs)
-    return _Loaded(engine, Result(subject.name, dict(subject.notes), tensors, load_seconds, first_seconds, memory))
+    known = replace(
+        known, tensors=tensors, load_seconds=_seconds(load.seconds), memory=_memory(subject, engine, load, first)
+    )
+    return _Loaded(engine, replace(known, first_seconds=_seconds(first.seconds) if first else None))
 
 
-def _taken(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else max(0, before - after)
+@dataclass(frozen=True)
+class _Growth:
+    """Over a step: seconds, memory of the process, and memory taken on the GPU, None without one."""
+
+    seconds: float
+    host: int
+    device: int | None
 
 
-def _first(engine: Engine, batch: Batch, meter: Meter) -> float | None:
-    """Of the first inference; None if it fails, which is reported where the shape is measured."""
-    started = meter.now()
+class _Mark:
+    """The moment before a step; reading the clock is the last thing here and the first in `passed`."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter, self._free, self._host = meter, meter.free_device_bytes(), meter.host_bytes()
+        self._now = meter.now()
+
+    def passed(self) -> _Growth:
+        """What has grown since."""
+        seconds, host, free = self._meter.now() - self._now, self._meter.host_bytes(), self._meter.free_device_bytes()
+        device = None if self._free is None or free is None else self._free - free
+        return _Growth(seconds, host - self._host, device)
+
+
+def _run_first(engine: Engine, batch: Batch, meter: Meter) -> _Growth | None:
+    """Over the first inference; None if it fails, which is reported where the shape is measured."""
+    before = _Mark(meter)
     try:
         engine(batch)
     except Exception:
         return None
-    return _seconds(meter.now() - started)
+    return before.passed()
+
+
+def _memory(subject: Subject, engine: Engine, load: _Growth, first: _Growth | None) -> Memory:
+    """The growth over loading and the first inference, without that of the batch between them."""
+    host, device = load.host, load.device
+    if first:
+        host += first.host
+        device = None if device is None or first.device is None else device + first.device
+    return Memory(
+        subject.engine_bytes,
+        subject.weights_bytes,
+        engine.activation_bytes if isinstance(engine, Accounted) else None,
+        engine.buffer_bytes if isinstance(engine, Accounted) else None,
+        max(0, host),
+        None if device is None else max(0, device),
+    )
 
 
 def _batch(engine: Engine, shape: Shape, inputs: Inputs) -> Batch:

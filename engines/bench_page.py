@@ -33,17 +33,17 @@ Rows = tuple[tuple[str, ...], ...]
 
 _STYLE = """
 .lead{border-left:.5rem solid #0f766e;background:#eef6f5;padding:1rem 1.3rem;margin-bottom:1rem}
-.lead h1{font-size:1.6rem;line-height:1.25} .lead h1 span{font-weight:400;font-size:1.15rem;color:#5b626a}
-.lead h1 span{white-space:nowrap}
+.lead h1{font-size:1.6rem;line-height:1.25}
+.lead h1 span{font-weight:400;font-size:1.15rem;color:#5b626a;white-space:nowrap}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(12rem,1fr));gap:.8rem;margin:1.2rem 0}
 .card{border:1px solid #e3e5e8;border-radius:.4rem;padding:.7rem 1rem}
 .card b{display:block;font-size:1.7rem;color:#0f766e}
 .note{border-left:.5rem solid #b98900;background:#fdf8ea;padding:.5rem 1.2rem;margin:1rem 0}
 .failed{border-color:#b3261e;background:#fcefee} .note ul{margin:.3rem 0;padding-left:1.2rem}
-td.n,th.n{text-align:right} td,th{white-space:nowrap;padding:.25rem .5rem} table{font-size:.86rem;margin-bottom:1.6rem}
- caption{white-space:normal;padding-bottom:.4rem}
+table{font-size:.86rem;margin-bottom:1.6rem} td,th{white-space:nowrap;padding:.25rem .5rem} td.n,th.n{text-align:right}
+caption{white-space:normal;padding-bottom:.4rem}
 tr.first td{border-top:2px solid #c9cdd2} .key{display:inline-block;width:.75rem;height:.75rem;border-radius:.15rem}
-h3{font-size:1rem;margin:1rem 0 .2rem} .key{margin-right:.45rem} p{max-width:56rem}
+.key{margin-right:.45rem} h3{font-size:1rem;margin:1rem 0 .2rem} p{max-width:56rem}
 @media print{body{max-width:none;margin:0} h2{break-after:avoid} img,table,.cards{break-inside:avoid}}
 """
 _HEAD = '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -377,9 +377,9 @@ def _method(report: Report) -> str:
         "A lap is one call from end to end: a batch in host memory, its forecast in host memory. p50, p90 and p99 are "
         "the durations that 50, 90 and 99 of 100 laps do not exceed, over the laps of all rounds. Speed-up is the "
         "p50 of the reference over the p50 of the engine; by round, the same over the medians of each round.",
-        "In a row are tiles a second when the engine is given the next batch while the last one is under way. H2D latency, GPU "
-        "compute time and D2H latency are taken on the GPU, one part after the other, and host latency is their sum; "
-        "the rest of a call is staging and copies on the host.",
+        "In a row are tiles a second when the engine is given the next batch while the last one is under way. "
+        "H2D latency, GPU compute time and D2H latency are taken on the GPU, one part after the other; host latency is "
+        "their sum, and the rest of a call is staging and copies on the host.",
         "Mcells are millions of grid cells, whatever their channels. Host memory is the growth of the process over "
         "loading and the first inference: what an engine shares with one loaded before it is counted there. GPU "
         "memory is what was free before and is not any more.",
