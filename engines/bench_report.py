@@ -272,7 +272,7 @@ class Report:
         about: what was measured, such as the model and its version, as names and values for the reader.
 
     Raises:
-        ValueError: no result or no shape.
+        ValueError: no result or no shape, or two results of one name.
     """
 
     environment: Environment
@@ -284,6 +284,9 @@ class Report:
     def __post_init__(self) -> None:
         if not self.results or not self.shapes:
             raise ValueError(f"a report of {len(self.results)} results at {len(self.shapes)} shapes; expected some")
+        names = [result.name for result in self.results]
+        if len(set(names)) < len(names):
+            raise ValueError(f"results are named {names}; expected each once")
 
     @property
     def reference(self) -> Result:
@@ -353,5 +356,7 @@ def _far(found: Found) -> Iterator[str]:
         off, where = one.difference, f"The output of {name} at {show_shape(one.shape)}"
         if off and off.largest is None:
             yield f"{where} is NaN or infinite where the reference is not."
-        elif off and not (off.rms_over_std or 0.0) <= FAR:
+        elif off and off.rms_over_std is None:
+            yield f"{where} differs from the reference's, which is the same in every cell: is it the same model?"
+        elif off and (off.rms_over_std or 0.0) > FAR:
             yield f"{where} is {off.rms_over_std:.2g} of its spread away from the reference: is it the same model?"
