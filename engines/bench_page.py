@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from engines.bench_plots import (
     colour_of,
@@ -80,7 +80,12 @@ def from_json(text: str) -> Report:
     version = tree.get("version") if isinstance(tree, dict) else None
     if version != VERSION:
         raise ValueError(f"a bench report of version {version} was found; expected {VERSION}")
-    return _adapter().validate_python(tree.get("report"))
+    try:
+        return _adapter().validate_python(tree.get("report"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("report", *first["loc"])))
+        raise ValueError(f"{place} of a bench report is malformed: {first['msg']}") from error
 
 
 @cache
