@@ -14,6 +14,7 @@ from engines.spec import Shape
 
 WIDTH, DPI = 11.0, 160
 ROW = 0.62  # inches of a row
+LONGEST = 40  # characters of a name
 DOTS = 600  # laps of an engine that are drawn
 INK, FAINT, RULE = "#22262b", "#5b626a", "#e3e5e8"
 REFERENCE = "#7a8594"
@@ -86,7 +87,10 @@ def draw_latency(report: Report, shape: Shape) -> bytes:
         axes.plot([laps.p90, laps.p99], [row, row], "|", color=INK, markersize=13, markeredgewidth=1.4)
         axes.plot(laps.p50, row, "o", color="white", markeredgecolor=INK, markeredgewidth=1.6, markersize=8)
     _log_time(axes, [second for _, laps in found for second in laps.seconds])
-    names = [f"{result.name}\np50 {show_seconds(laps.p50)}, p99 {show_seconds(laps.p99)}" for result, laps in found]
+    names = [
+        f"{show_name(result.name)}\np50 {show_seconds(laps.p50)}, p99 {show_seconds(laps.p99)}"
+        for result, laps in found
+    ]
     _name_rows(axes, names)
     axes.set_xlabel(f"duration of one call, batch {show_shape(shape)}")
     return to_png(figure)
@@ -101,7 +105,7 @@ def draw_throughput(report: Report) -> bytes:
         for result in report.results:
             found = sorted((one for one in result.measurements if one.shape[1:] == size and one.laps), key=_batch_of)
             if found:
-                _draw_lines(panel, found, result.name, colour_of(report, result))
+                _draw_lines(panel, found, show_name(result.name), colour_of(report, result))
         _dress(panel, "y")
         panel.set_xscale("log", base=2)
         batches = sorted({shape[0] for shape in report.shapes if shape[1:] == size})
@@ -112,8 +116,8 @@ def draw_throughput(report: Report) -> bytes:
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         panel.set_xlabel(f"tiles in a batch (tiles of {show_shape(size)})")
     panels[0].set_ylabel("tiles a second")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+    lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    figure.legend(list(lines.values()), list(lines), loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     return to_png(figure)
 
 
@@ -136,7 +140,7 @@ def draw_split(report: Report, shape: Shape) -> bytes | None:
         axes.text(left + 0.01 * longest, row, show_seconds(left), va="center", color=INK, fontsize=9, weight="bold")
     axes.set_xlim(0, longest * 1.12)
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-    _name_rows(axes, [result.name for result, _ in found])
+    _name_rows(axes, [show_name(result.name) for result, _ in found])
     axes.set_xlabel(f"time of one call, batch {show_shape(shape)}")
     handles = [axes.barh(0, 0, color=colour) for colour in PARTS.values()]
     figure.legend(handles, PARTS, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
@@ -163,7 +167,7 @@ def draw_needs(report: Report) -> bytes | None:
         panel.spines["bottom"].set_visible(False)
         panel.set_title(title, fontsize=9.5, color=INK, loc="left")
         _explain(panel, rows)
-    _name_rows(grid[0], [result.name for result in report.results])
+    _name_rows(grid[0], [show_name(result.name) for result in report.results])
     for panel in grid:
         panel.tick_params(axis="y", length=0)
     return to_png(figure)
@@ -211,6 +215,17 @@ def _parts(one: Measurement) -> tuple[float, float, float, float]:
     split = one.split
     rest = max(0.0, one.laps.p50 - split.latency_seconds)
     return split.h2d_seconds, split.compute_seconds, split.d2h_seconds, rest
+
+
+def show_name(name: str) -> str:
+    """A name as matplotlib draws it: no formula, never hidden, the middle left out of a long one.
+
+    >>> show_name("_a $x"), len(show_name("long " * 20))
+    (' _a \\\\$x', 40)
+    """
+    line = " ".join(name.split())
+    short = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]}…{line[1 - LONGEST // 2 :]}"
+    return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
 
 
 def _batch_of(one: Measurement) -> int:

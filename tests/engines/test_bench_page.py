@@ -24,7 +24,18 @@ from engines.bench_page import (
     to_split_rows,
     write_report,
 )
-from engines.bench_plots import COLOURS, colour_of, draw_needs, draw_split, show_bytes, show_number, show_seconds
+from engines.bench_plots import (
+    COLOURS,
+    colour_of,
+    draw_latency,
+    draw_needs,
+    draw_split,
+    draw_throughput,
+    show_bytes,
+    show_name,
+    show_number,
+    show_seconds,
+)
 from engines.bench_report import Difference, Effort, Laps, Measurement, Memory, Report, Result
 from engines.cuda import Gpu
 from engines.environment import Environment
@@ -180,6 +191,22 @@ def test_several_tile_sizes_have_a_panel_each_and_one_batch_size_is_enough(read_
     assert len(read_page(to_html(report(*both, shapes=shapes))).links) == 2
 
 
+@pytest.mark.parametrize("name", ["$x^", "$a$ $", "_hidden", "long " * 40, "two\nlines", "%s {0} \\alpha"])
+def test_any_name_can_be_drawn_and_is_in_the_legend(name):
+    found = report(alone("a"), replace(HALF, name=name))
+    assert draw_throughput(found) != draw_throughput(report(alone("a"), replace(HALF, name="b")))
+    for picture in (draw_latency(found, SHAPES[1]), draw_split(found, SHAPES[1]), draw_needs(found)):
+        assert picture.startswith(b"\x89PNG")
+
+
+def test_an_engine_that_runs_only_one_tile_size_is_in_the_legend():
+    shapes = ((1, 4, 256, 256), (1, 4, 512, 512))
+    first = Result("a", measurements=tuple(measured(shape, 1e-3) for shape in shapes))
+    late = Result("b", measurements=(Measurement(shapes[0], error="no"), measured(shapes[1], 1e-3)))
+    renamed = replace(late, name="quite another")
+    assert draw_throughput(report(first, late, shapes=shapes)) != draw_throughput(report(first, renamed, shapes=shapes))
+
+
 def test_the_reference_is_grey_and_no_two_others_look_alike():
     found = report(*(alone(name) for name in "abcdefg"))
     colours = [colour_of(found, result) for result in found.results]
@@ -329,6 +356,8 @@ def test_a_report_replaces_an_older_one(tmp_path):
         (show_number(0.000123456), "0.000123"),
         (show_number(1234567), "1,234,567"),
         (show_number(float("inf")), "inf"),
+        (show_name("_a $x"), r" _a \$x"),
+        (show_name("a" * 30 + "b" * 30), "a" * 20 + "…" + "b" * 19),
         (show_times(9.96), "10x"),
         (show_times(256.3), "256x"),
         (show_times(0.996), "1.0x"),
