@@ -114,7 +114,8 @@ def test_what_is_left_of_an_int8_model_can_be_half(reference, quantized):
     both = to_half(quantized)
     assert describe(both) == LayerCounts(half=1 + RAISED, int8=12 - RAISED, casts=2 + 2 * RAISED)
     assert to_half(both).SerializeToString() == both.SerializeToString()
-    assert error(both, quantized, cases(1)[0]) < 0.01
+    batch = cases(1)[0]
+    assert error(both, reference, batch) < 1.2 * error(quantized, reference, batch)
 
 
 # What comes of it
