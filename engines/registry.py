@@ -7,6 +7,7 @@ is taken. docs/decisions/013-registry.md
 ```
 <root>/<model>/versions/<version>/version.json        who added it, sha256 of every file
                                  /model.onnx, model.yaml, files with weights
+                                 /graphs/              the model in other precisions, such as half.onnx
                                  /cases/  /reports/    golden cases; reports that came with it
               /reports/<version>/000001-<sha256>-<file>    reports that came later
               /aliases/<alias>/000001.json            a move of the alias
@@ -109,6 +110,7 @@ class Registry:
         cases: Iterable[Path] = (),
         who: str = "",
         why: str = "",
+        graphs: Iterable[Path] = (),
     ) -> Release:
         """The version that now holds a copy of the model package, numbered as its contract says.
 
@@ -118,13 +120,14 @@ class Registry:
             package: folder of the model package.
             name: of the model; None = that of the contract.
             reports, cases: files that are kept with it under their own names.
+            graphs: the model in other precisions, each file called as its precision: `half.onnx`.
 
         Raises:
-            ModelError: the package is refused.
+            ModelError: the package or a graph is refused.
             RegistryError: the version stands with other contents, a name is no name, or the disk refuses.
         """
         reports = list(reports)
-        extras = _extras("reports", reports) | _extras("cases", cases)
+        extras = _extras("reports", reports) | _extras("cases", cases) | _extras("graphs", graphs)
         with _writing(self._root):
             make_folders(self._root)
             sweep(self._root)
