@@ -35,7 +35,8 @@ def open_registry(root: Path | None) -> "Registry":
     return Registry(root or folders.registry_folder())
 
 
-def _who() -> str:
+def user_and_host() -> str:
+    """Who does what is done, for the history."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container whose user has no name
@@ -72,7 +73,7 @@ def add(
     Example:
       squall model add ./my-model --as rain --report gate.json --report gate.html --why "trained on 2026"
     """
-    release = open_registry(root).add(folder, name, reports, cases, _who(), why)
+    release = open_registry(root).add(folder, name, reports, cases, user_and_host(), why)
     if format_ == "json":
         click.echo(show.as_json(release))
     else:
@@ -149,7 +150,7 @@ def promote(name: str, version: str, alias: str, force: bool, why: str, root: Pa
       squall model promote rain 1.1 --alias canary
       squall model promote rain 1.1 --why "better beyond 60 min"
     """
-    _show_move(open_registry(root).promote(name, version, alias, _who(), why, force), format_)
+    _show_move(open_registry(root).promote(name, version, alias, user_and_host(), why, force), format_)
 
 
 @model.command()
@@ -167,7 +168,7 @@ def rollback(name: str, alias: str, only_from: str | None, why: str, root: Path 
     Example:
       squall model rollback rain --only-from 1.1 --why "too wet"
     """
-    _show_move(open_registry(root).rollback(name, alias, _who(), why, only_from), format_)
+    _show_move(open_registry(root).rollback(name, alias, user_and_host(), why, only_from), format_)
 
 
 @model.command()
