@@ -36,10 +36,9 @@ class Work:
         """The step is done: what it gave, any dataclass, is there whole or not at all."""
         self.put(f"steps/{step}.json", to_json({"seconds": seconds, "result": result}, indent=1))
 
-    def seconds(self, step: str) -> float | None:
-        """How long a finished step took; None if it is not finished."""
-        tree = self._read(step)
-        return None if tree is None else float(tree["seconds"])
+    def seconds(self, step: str) -> float:
+        """How long a finished step took; a LookupError if it is not finished."""
+        return float(self._read(step)["seconds"])
 
     def result(self, step: str, kind: type[T]) -> T:
         """What a finished step gave.
@@ -47,10 +46,7 @@ class Work:
         Raises:
             LookupError: it is not finished.
         """
-        tree = self._read(step)
-        if tree is None:
-            raise LookupError(f"step {step!r} in {self.folder} is not finished")
-        return TypeAdapter(kind).validate_python(tree["result"])
+        return TypeAdapter(kind).validate_python(self._read(step)["result"])
 
     def is_done(self, step: str, kind: type[Any]) -> bool:
         """True if the result of a step is there and can be read."""
@@ -68,12 +64,12 @@ class Work:
         os.replace(draft, path)
         return path
 
-    def _read(self, step: str) -> dict[str, Any] | None:
+    def _read(self, step: str) -> dict[str, Any]:
         try:
             tree = json.loads((self.folder / "steps" / f"{step}.json").read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        return tree if isinstance(tree, dict) and {"seconds", "result"} <= set(tree) else None
+            return {"seconds": tree["seconds"], "result": tree["result"]}
+        except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+            raise LookupError(f"step {step!r} in {self.folder} is not finished") from error
 
 
 @contextmanager
