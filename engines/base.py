@@ -6,7 +6,9 @@ EngineError
     └── OutOfMemoryError    the batch does not fit; a smaller one may
 """
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,4 +55,71 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release memory; the engine cannot be used afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the time of one batch goes, in the words of TensorRT's `trtexec`; one part begins when the last has ended.
+
+    Attributes:
+        h2d_seconds: H2D latency, the input from the host to the GPU.
+        compute_seconds: GPU compute time.
+        d2h_seconds: D2H latency, the output back to the host.
+        enqueue_seconds: enqueue time, the host's own work to queue the inference; runs beside the GPU.
+
+    Raises:
+        ValueError: a part is negative or no number (names it).
+    """
+
+    h2d_seconds: float
+    compute_seconds: float
+    d2h_seconds: float
+    enqueue_seconds: float
+
+    def __post_init__(self) -> None:
+        for name, seconds in vars(self).items():
+            if not 0 <= seconds < float("inf"):
+                raise ValueError(f"{name} of {self} is {seconds}; expected 0 or more")
+
+    @property
+    def latency_seconds(self) -> float:
+        """Host latency: the three parts on the GPU together; staging on the host is not in it."""
+        return self.h2d_seconds + self.compute_seconds + self.d2h_seconds
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An engine that can tell where the time of a batch goes."""
+
+    def timed(self, batch: NDArray[Any]) -> Split:
+        """Run a batch (n, channel, h, w) once and say how long each part took; the forecast is dropped.
+
+        Raises:
+            InferenceError: as of a call.
+        """
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """An engine that works on batches in a row: one is computed while the next comes in and the last goes out."""
+
+    def map(self, batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """The forecasts of batches, in order; each is good until the next one is asked for."""
+        ...
+
+
+@runtime_checkable
+class Accounted(Protocol):
+    """An engine that knows the memory that it takes on the GPU."""
+
+    @property
+    def activation_bytes(self) -> int:
+        """What it computes in."""
+        ...
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Inputs and outputs."""
         ...

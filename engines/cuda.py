@@ -92,6 +92,16 @@ def describe_device(index: int = 0) -> Gpu:
     return Gpu(name.rstrip("\0"), f"{found.major}.{found.minor}", int(found.multiProcessorCount), memory)
 
 
+def driver_version() -> str:
+    """The newest CUDA that the driver knows, such as "12.4".
+
+    Raises:
+        EngineError: CUDA cannot be used here.
+    """
+    major, rest = divmod(int(call("cudaDriverGetVersion")), 1000)
+    return f"{major}.{rest // 10}"
+
+
 def free_bytes() -> int:
     """Memory that is free on the current GPU."""
     status, free, _ = runtime().cudaMemGetInfo()

@@ -3,10 +3,7 @@
 Draws with Agg into memory and leaves pyplot alone. Knows nothing of how the verdict came about.
 """
 
-import base64
-import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from html import escape
@@ -14,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, PowerNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -22,6 +18,7 @@ from numpy.typing import NDArray
 
 from engines.cases import GROUPS, Group
 from engines.gate import MEASURES, Fields, Reading, Verdict
+from engines.page import document, facts, image, to_png, write_pair
 
 MEANING = {
     "max_error": "largest error of a cell",
@@ -42,18 +39,6 @@ MISSING, MARK = "#c9c9c6", "#b3261e"
 
 Floats = NDArray[np.float64]
 
-_STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#22262b;background:#fff;max-width:70rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem;margin:0 0 .3rem} h2{font-size:1.1rem;margin:2rem 0 .5rem}
-.verdict{border-left:.5rem solid;padding:.8rem 1.2rem;margin-bottom:1rem}
-.go{border-color:#2c7a3f;background:#eef7f0} .no-go{border-color:#b3261e;background:#fcefee}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums} caption{text-align:left;color:#5b626a}
-th,td{padding:.25rem .7rem;border-bottom:1px solid #e3e5e8;text-align:left} td.n{text-align:right}
-tr.bad td{background:#fcefee} .bad .mark{color:#b3261e;font-weight:600}
-.faint{color:#5b626a} img{max-width:100%} dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem}
-dd{margin:0;overflow-wrap:anywhere} dt{color:#5b626a} .wide{overflow-x:auto}
-"""
-
 
 def write_report(
     folder: Path, verdict: Verdict, fields: Fields, about: Mapping[str, str] | None = None, units: str = ""
@@ -66,12 +51,7 @@ def write_report(
             are to stay the same.
         units: of the model's output.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    page, twin = folder / "gate.html", folder / "gate.json"
-    _replace(page, to_html(verdict, fields, about, units))
-    _replace(twin, to_json(verdict, about, units))
-    return page, twin
+    return write_pair(folder, "gate", to_html(verdict, fields, about, units), to_json(verdict, about, units))
 
 
 def to_json(verdict: Verdict, about: Mapping[str, str] | None = None, units: str = "") -> str:
@@ -116,12 +96,8 @@ def summarize(verdict: Verdict, units: str = "") -> str:
 def to_html(verdict: Verdict, fields: Fields, about: Mapping[str, str] | None = None, units: str = "") -> str:
     """The page: verdict, table of measures and limits, maps of the worst case, every reading."""
     word, worst = ("Go" if verdict.is_go else "No-go"), verdict.worst
-    image = base64.b64encode(draw_maps(fields, units)).decode()
-    facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in (about or {}).items())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Gate: {word}</title><style>{_STYLE}</style></head><body>
-<div class="verdict {word.lower()}"><h1>{word}</h1><div>{escape(summarize(verdict, units))}</div></div>
-<dl>{facts}</dl>
+    body = f"""<div class="verdict {word.lower()}"><h1>{word}</h1><div>{escape(summarize(verdict, units))}</div></div>
+{facts(about or {})}
 <h2>Measures and limits</h2>
 <div class="wide"><table><caption>The worst lead time of each measure. A dash: measured, not judged.</caption>
 <tr><th>measure</th>{"".join(f"<th>{group}</th><th>limit</th><th>where</th><th></th>" for group in GROUPS)}</tr>
@@ -129,13 +105,12 @@ def to_html(verdict: Verdict, fields: Fields, about: Mapping[str, str] | None = 
 <h2>{escape(_place(worst))}: {escape(MEANING[worst.measure])}</h2>
 <p class="faint">Reference, candidate and their difference{escape(f", {units}" if units else "")}; grey is missing.
 Black in the difference: missing in only one of the two. Below, the surroundings of the largest difference.</p>
-<img alt="maps of reference, candidate and difference" src="data:image/png;base64,{image}">
+{image(draw_maps(fields, units), "maps of reference, candidate and difference")}
 <h2>All readings</h2>
 <details><summary>{len(verdict.readings)} readings</summary><div class="wide"><table>
 <tr><th>measure</th><th>group</th><th>lead time</th><th>case</th><th>found</th><th>limit</th><th></th></tr>
-{"".join(_every(verdict, units))}</table></div></details>
-</body></html>
-"""
+{"".join(_every(verdict, units))}</table></div></details>"""
+    return document(f"Gate: {word}", body)
 
 
 def draw_maps(fields: Fields, units: str = "") -> bytes:
@@ -144,7 +119,6 @@ def draw_maps(fields: Fields, units: str = "") -> bytes:
     rows = [(slice(0, shape[0]), slice(0, shape[1])), window]
     ratio = min(max(shape[0] / shape[1], 0.15), 2.0)
     figure = Figure(figsize=(11, 3.0 * (ratio + 1) + 0.3), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2, 3, height_ratios=[ratio, 1])
     norms = _norms(fields)
     for axes, part in zip(grid, rows, strict=True):
@@ -158,18 +132,10 @@ def draw_maps(fields: Fields, units: str = "") -> bytes:
     for column, label in ((slice(0, 2), units), (slice(2, 3), f"difference, {units}" if units else "difference")):
         images = grid[0, column][0].images[0]
         figure.colorbar(images, ax=list(grid[:, column].ravel()), shrink=0.7, label=label)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    return to_png(figure)
 
 
 _PANELS = ("reference", "candidate", "difference")
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, "utf-8")
-    os.replace(draft, path)
 
 
 def _number(value: float) -> float | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import cuda
-from engines.base import EngineError, InferenceError
+from engines.base import EngineError, InferenceError, Split
 from engines.cuda import DeviceBuffer, Stream
 from engines.spec import Profile, TensorSpec, to_shape
 from engines.trt.builder import Journal
@@ -108,6 +108,20 @@ class TensorRTEngine:
         finally:
             self._streams.synchronize()
 
+    def timed(self, batch: NDArray[Any]) -> Split:
+        """Run a batch once and say how long each part of its way took on the GPU; not while a `map` is under way.
+
+        Raises:
+            InferenceError: as of a call.
+        """
+        self._prepare(batch)
+        lane, stream = self._lanes[0], self._streams.compute
+
+        def queue() -> int:
+            return self._returned_bytes(self.infer(batch.shape, lane.given.handle, lane.returned.handle, stream))
+
+        return lane.time(batch, queue, stream)
+
     def infer(self, shape: tuple[int, ...], source: int, target: int, stream: Stream) -> tuple[int, ...]:
         """Queue one inference between two addresses on the GPU; returns at once, with the shape of the result.
 
@@ -193,16 +207,23 @@ class TensorRTEngine:
 
     def _start(self, batch: NDArray[Any], lane: Lane) -> tuple[int, ...]:
         """Send a batch into a lane and queue all of its way; the shape of the result."""
+        self._prepare(batch)
+        lane.send(batch, self._streams)
+        shape = self.infer(batch.shape, lane.given.handle, lane.returned.handle, self._streams.compute)
+        lane.fetch(self._returned_bytes(shape), self._streams)
+        return shape
+
+    def _prepare(self, batch: NDArray[Any]) -> None:
+        """Refuse a batch that does not fit before anything is queued; make this engine's GPU the current one."""
         if self._context is None:
             raise InferenceError("the engine is closed")
         if batch.dtype != self.specs[0].dtype:
             raise InferenceError(f"a batch of {batch.dtype} does not fit the input {self.specs[0]}")
-        self._choose(batch.shape)  # before anything is queued
+        self._choose(batch.shape)
         cuda.call("cudaSetDevice", self._device)
-        lane.send(batch, self._streams)
-        shape = self.infer(batch.shape, lane.given.handle, lane.returned.handle, self._streams.compute)
-        lane.fetch(math.prod(shape) * np.dtype(self.specs[1].dtype).itemsize, self._streams)
-        return shape
+
+    def _returned_bytes(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * np.dtype(self.specs[1].dtype).itemsize
 
     def _finish(self, waiting: list[tuple[Lane, tuple[int, ...]]]) -> NDArray[Any]:
         lane, shape = waiting.pop(0)

@@ -77,7 +77,8 @@ def count_engine_layers(inspection: str) -> dict[str, int]:
     """Layers of an engine by the type that they compute in, most first.
 
     That is the narrowest floating-point type among the inputs of a layer (its outputs, if it has none), int8 before
-    all: a convolution that takes half and gives float computes in half. A layer without details is `unknown`.
+    all: a convolution that takes half and gives float computes in half. Where shapes are dynamic, 8.6 tells no types of
+    tensors; there the type of the layer's weights counts. A layer without details is `unknown`.
 
     >>> count_engine_layers('{"Layers": [{"Inputs": [{"Format/Datatype": "Half"}], "Outputs": []}, "a name"]}')
     {'float16': 1, 'unknown': 1}
@@ -103,12 +104,13 @@ def _computed_in(layer: Any) -> str:
     if not isinstance(layer, dict):
         return "unknown"
     tensors = layer.get("Inputs") or layer.get("Outputs") or []
-    types = {_type_in(tensor) for tensor in tensors}
+    types = {_type_in(str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))) for tensor in tensors}
+    if types <= {"unknown"} and isinstance(layer.get("Weights"), dict):
+        types = {_type_in(str(layer["Weights"].get("Type", "")))}
     order = ("int4", "float4", "int8", "float8", "float16", "bfloat16", "float32")
     return next((kind for kind in order if kind in types), min(types, default="unknown"))
 
 
-def _type_in(tensor: Mapping[str, Any]) -> str:
-    text = str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))
+def _type_in(text: str) -> str:
     found = [kind for kind, words in WORDS.items() if re.search(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])", text, re.I)]
     return found[0] if found else "unknown"

@@ -1,5 +1,6 @@
-"""Small graphs and model packages, built with `onnx` alone; what the engine tests are made on."""
+"""What the engine tests are made on: small graphs and packages, built with `onnx` alone, and a reader of pages."""
 
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,29 @@ def plain():
 @pytest.fixture(scope="session")
 def package():
     return write_package
+
+
+class Page(HTMLParser):
+    """The tags, texts and links of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.words, self.links, self.tags = [], [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="session")
+def read_page() -> type[Page]:
+    return Page

@@ -5,7 +5,6 @@ import io
 import json
 import re
 from datetime import timedelta
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -45,33 +44,12 @@ def page() -> str:
     return to_html(verdict(BAD), fields(), ABOUT, "mm h-1")
 
 
-class Page(HTMLParser):
-    """The tags, texts and links of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open, self.words, self.links, self.tags = [], [], [], set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
 def test_every_measure_is_explained():
     assert set(MEANING) == set(MEASURES)
 
 
-def test_the_page_opens_with_the_verdict_and_names_what_failed(page):
-    text = " ".join(Page(page).words)
+def test_the_page_opens_with_the_verdict_and_names_what_failed(page, read_page):
+    text = " ".join(read_page(page).words)
     assert "No-go" in text
     assert "1 of 4 readings exceed their limits" in text
     assert "is 0.65 for extreme cases at +10 min, case strong; the limit is 0.005" in text
@@ -86,17 +64,17 @@ def test_an_equal_candidate_is_said_to_be_equal():
     assert "equals the reference" in summarize(same)
 
 
-def test_the_page_is_whole_and_needs_nothing_from_elsewhere(page):
-    parsed = Page(page)
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(page, read_page):
+    parsed = read_page(page)
     assert not parsed.open
     assert all(link.startswith("data:image/png;base64,") for link in parsed.links)
     assert parsed.links
     assert "script" not in parsed.tags
 
 
-def test_words_from_outside_are_no_markup(page):
+def test_words_from_outside_are_no_markup(page, read_page):
     assert "int8 &lt;b&gt;" in page
-    assert "b" not in Page(page).tags
+    assert "b" not in read_page(page).tags
 
 
 def test_the_maps_on_the_page_are_a_picture(page):
