@@ -1,4 +1,4 @@
-"""Commands of engines: `squall engine build | list | gate | explain-key`."""
+"""Commands of engines: `squall engine build | list | gate | bench | explain-key`."""
 
 import json
 from pathlib import Path
@@ -145,6 +145,45 @@ def gate(
             show.out.print(f"{word} {precision}: {verdict.summary}")
         show.out.print(f"reports in {out}")
     return Exit.PUBLISHED if all(verdict.is_go for verdict in verdicts.values()) else Exit.REFUSED
+
+
+@engine.command()
+@package
+@click.option("--precision", "precisions", type=Precisions(), default="float32,half", show_default=True,
+              help="float32, half or int8; several with commas.")  # fmt: skip
+@shape
+@product
+@click.option("--cases", type=file, help="Stored cases (.npz) to run on; else as for the gate.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="bench", show_default=True,
+              help="Folder of bench.html and bench.json.")  # fmt: skip
+@as_json
+@ends_clearly
+def bench(
+    package: str,
+    precisions: "tuple[Precision, ...]",
+    tile: tuple[int, int, int] | None,
+    product: Path | None,
+    cases: Path | None,
+    out: Path,
+    format_: str,
+) -> None:
+    """Measure engines of PACKAGE side by side with the model in ONNX Runtime: time, memory, distance of the outputs.
+
+    \b
+    Examples:
+      squall engine bench ./my-unet --shape 4x512x512
+      squall engine bench registry:rain --precision half,int8 --product rain.yaml --out bench
+    """
+    from jobs.models import open_package
+    from jobs.setting import Purpose
+    from jobs.trial import bench_package
+
+    with show.working("bench", quiet=format_ == "json") as watch:
+        found = bench_package(open_package(package, product), precisions, Purpose(tile, product, cases), out, watch)
+    if format_ == "json":
+        click.echo(show.as_json({"out": out, "headline": found.headline}))
+    else:
+        show.out.print(f"{found.headline}\nreport in {out}", markup=False)
 
 
 @engine.command("explain-key")

@@ -24,6 +24,7 @@ from engines.runtime import Runtime
 from engines.supply import Supplied, Tell, find_runtime, supply
 from engines.typed import PrecisionError, TypedModel, open_typed, type_model
 from jobs import __version__
+from jobs.bench import QUICK, measure
 from jobs.bring import bring, digest_of, find_files
 from jobs.cases import CaseSet
 from jobs.engine import batch_spec, describe_engine, open_cache
@@ -34,6 +35,7 @@ from jobs.published import (
     Built,
     Gathered,
     Judged,
+    Measured,
     PrecisionReport,
     PublishReport,
     Typed,
@@ -76,7 +78,7 @@ class Step:
     'gate-half'
     """
 
-    verb: Literal["cases", "type", "build", "gate"]
+    verb: Literal["cases", "type", "build", "gate", "bench"]
     precision: Precision | None = None
 
     def __str__(self) -> str:
@@ -87,10 +89,10 @@ def steps_of(precisions: Sequence[Precision]) -> tuple[Step, ...]:
     """The steps whose results are kept, in their order.
 
     >>> [str(step) for step in steps_of([Precision("half")])]
-    ['cases', 'type-half', 'build-half', 'gate-half']
+    ['cases', 'type-half', 'build-half', 'gate-half', 'bench']
     """
-    per_precision = (Step(verb, precision) for verb in ("type", "build", "gate") for precision in precisions)
-    return Step("cases"), *per_precision
+    verbs: tuple[Literal["type", "build", "gate"], ...] = ("type", "build", "gate")
+    return Step("cases"), *(Step(verb, precision) for verb in verbs for precision in precisions), Step("bench")
 
 
 @dataclass(frozen=True)
@@ -262,11 +264,18 @@ def _gate(desk: Desk, precision: Precision) -> Judged:
     return judged(verdict, desk.package.contract.output.units)
 
 
+def _bench(desk: Desk, _: Precision) -> Measured:
+    there = [p for p in desk.request.precisions if not desk.work.result(str(Step("build", p)), Built).fault]
+    reports = desk.work.folder / "reports"
+    return measure(desk.setting, desk.supply, there, desk.cases(), reports, QUICK, desk.tell)
+
+
 _ACTIONS: Mapping[str, tuple[Callable[[Desk, Precision], Any], type[Any]]] = {
     "cases": (_gather, Gathered),
     "type": (_type, Typed),
     "build": (_build, Built),
     "gate": (_gate, Judged),
+    "bench": (_bench, Measured),
 }
 
 
@@ -325,6 +334,7 @@ def _summary(
         runtime=desk.runtime.label,
         shape=desk.setting.shape,
         cases=desk.cases().about["cases"],
+        bench=desk.work.result("bench", Measured).headline,
         precisions=precisions,
         steps=tuple(steps),
         release=release,

@@ -106,6 +106,7 @@ def _show(report: "PublishReport") -> None:
     facts = show.pairs_table()
     facts.add_row("runtime", report.runtime)
     facts.add_row("cases", report.cases)
+    facts.add_row("bench", report.bench)
     facts.add_row("reports", str(report.reports))
     facts.add_row("seconds", f"{report.total_seconds:.1f}")
     facts.add_row("registry", f"{report.name} {report.version}, {len(report.release.files)} files")

@@ -49,6 +49,13 @@ class Built:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What the bench found, in a sentence or two."""
+
+    headline: str
+
+
+@dataclass(frozen=True)
 class Failure:
     """A reading beyond its limit; None where nothing could be found."""
 
@@ -116,6 +123,7 @@ class PublishReport:
     runtime: str
     shape: tuple[int, ...]
     cases: str
+    bench: str
     precisions: tuple[PrecisionReport, ...]
     steps: tuple[StepReport, ...]
     release: Release

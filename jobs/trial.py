@@ -5,16 +5,18 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from engines.bench import Effort
 from engines.model import ModelPackage
 from engines.precision import Precision
-from engines.supply import find_runtime, supply
+from engines.supply import Supplied, find_runtime, supply
 from engines.typed import TypedModel, type_model
+from jobs.bench import measure
 from jobs.cases import CaseSet
 from jobs.engine import GRAPHS, batch_spec, open_cache, typed_graph
 from jobs.folders import cache_folder
 from jobs.judge import judge, open_candidate, open_reference, takes_one_size
 from jobs.models import gate_report
-from jobs.published import Judged, judged
+from jobs.published import Judged, Measured, judged
 from jobs.setting import Purpose, find_setting
 from jobs.watch import SILENT, Watcher
 
@@ -43,6 +45,27 @@ def try_package(
         supplied.engine.close()
         verdicts[str(precision)] = judged(verdict, package.contract.output.units)
     return verdicts
+
+
+def bench_package(
+    package: ModelPackage, precisions: Sequence[Precision], purpose: Purpose, out: Path, watcher: Watcher = SILENT
+) -> Measured:
+    """What a bench found of the engines of a package; `bench.html` and `bench.json` are in `out`.
+
+    Raises:
+        EngineError, PipelineError: product, cases or engine cannot be had (names why).
+    """
+    setting, runtime = find_setting(package, purpose), find_runtime(threads=os.cpu_count() or 1)
+    watcher.begins("cases")
+    cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
+    watcher.begins("bench")
+    models = {precision: graph_of(package, precision, lambda: cases) for precision in precisions}
+
+    def engine(precision: Precision) -> Supplied:
+        spec = batch_spec(setting.shape, precision)
+        return supply(runtime, open_cache(), models[precision], spec, watcher.says)
+
+    return measure(setting, engine, precisions, cases, out, Effort(), watcher.says)
 
 
 def graph_of(package: ModelPackage, precision: Precision, cases: Callable[[], CaseSet]) -> TypedModel:
