@@ -7,6 +7,7 @@ is taken. docs/decisions/013-registry.md
 ```
 <root>/<model>/versions/<version>/version.json        who added it, sha256 of every file
                                  /model.onnx, model.yaml, files with weights
+                                 /graphs/              the model in other precisions, such as half.onnx
                                  /cases/  /reports/    golden cases; reports that came with it
               /reports/<version>/000001-<sha256>-<file>    reports that came later
               /aliases/<alias>/000001.json            a move of the alias
@@ -109,22 +110,24 @@ class Registry:
         cases: Iterable[Path] = (),
         who: str = "",
         why: str = "",
+        graphs: Iterable[Path] = (),
     ) -> Release:
         """The version that now holds a copy of the model package, numbered as its contract says.
 
-        Adding the same package again changes nothing, but its reports are kept as later ones.
+        Adding the same package again, or with fewer graphs, changes nothing; other reports are kept as later ones.
 
         Args:
             package: folder of the model package.
             name: of the model; None = that of the contract.
             reports, cases: files that are kept with it under their own names.
+            graphs: the model in other precisions, each file called as its precision: `half.onnx`.
 
         Raises:
-            ModelError: the package is refused.
+            ModelError: the package or a graph is refused.
             RegistryError: the version stands with other contents, a name is no name, or the disk refuses.
         """
         reports = list(reports)
-        extras = _extras("reports", reports) | _extras("cases", cases)
+        extras = _extras("reports", reports) | _extras("cases", cases) | _extras("graphs", graphs)
         with _writing(self._root):
             make_folders(self._root)
             sweep(self._root)
@@ -141,13 +144,14 @@ class Registry:
 
     def attach(self, name: str, version: str, report: Path) -> None:
         """Keeps a report that came after the version was added; of each file name the newest counts."""
-        self.release(name, version)
+        came_with = self.release(name, version).files
         home = self._place(name, "reports", version)
         file = checked_name(report.name, "report")
         with reading(report):
             data = report.read_bytes()
         digest, later = hashlib.sha256(data).hexdigest(), _later_reports(home)
-        if [row[1] for row in later if row[2] == file][-1:] == [digest]:
+        known = [came_with.get(f"reports/{file}"), *(row[1] for row in later if row[2] == file)]
+        if known[-1] == digest:
             return
         with _writing(self._root), staging(self._root) as place:
             make_folders(home)
@@ -166,6 +170,11 @@ class Registry:
     def release(self, name: str, version: str) -> Release:
         """What the registry knows of a version; the files of the version are not read."""
         return read_release(self._existing(name, "versions", checked_version(version)), name, version)
+
+    def find(self, name: str, version: str) -> Release | None:
+        """As `release`; None if there is no such model or version."""
+        is_there = self._place(name, "versions", checked_version(version)).is_dir()
+        return self.release(name, version) if is_there else None
 
     def gates(self, name: str, version: str) -> dict[str, bool]:
         """The newest gate reports, `gate*.json`, by file name: True for the verdict go."""
@@ -261,11 +270,13 @@ class Registry:
         """The version that stands, if it holds the same model; the reports are attached."""
         there = self.release(fresh.name, fresh.version)
         ours, theirs = fresh.model_files, there.model_files
-        differing = sorted(path for path in ours | theirs if ours.get(path) != theirs.get(path))
+        unasked = {path for path in theirs if path.startswith("graphs/")} - set(ours)
+        differing = sorted(path for path in (ours | theirs).keys() - unasked if ours.get(path) != theirs.get(path))
         if differing:
+            how = "with another" if differing[0] in theirs else "without"
             raise RegistryError(
-                f"version {there.version} of {there.name} stands with another {differing[0]}; a version never changes, "
-                "so give the model.yaml a new version"
+                f"version {there.version} of {there.name} stands {how} {differing[0]}; a version never changes, so "
+                "give the model.yaml a new version"
             )
         for report in reports:
             self.attach(there.name, there.version, report)

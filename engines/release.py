@@ -13,10 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from engines.base import ModelError
 from engines.files import read_plain
-from engines.graph import external_files, inside, read_graph
+from engines.graph import external_files, first_line, inside, read_graph
 from engines.model import ModelPackage, load_package
+from engines.precision import Precision
 
 RECORD = "version.json"
 ALIASES = ("production", "canary", "shadow")
@@ -59,13 +62,15 @@ def write_release(
         extras: other files, by their paths in the release.
 
     Raises:
-        ModelError: the package is refused.
+        ModelError: the package or a graph is refused.
         RegistryError: its name or version is no name.
     """
     names = ["model.onnx", "model.yaml", *sorted(external_files(read_graph(package)))]
     sources = {path: inside(package, path) for path in names} | dict(extras)
     files = {path: _copy(source, draft / path) for path, source in sources.items()}
     copied = load_package(draft)
+    for graph in sorted(path for path in files if path.startswith("graphs/")):
+        _check_graph(draft / graph)
     model, version = checked_name(name or copied.contract.name, "model"), checked_version(copied.contract.version)
     release = Release(model, version, who, why, now(), copied.graph_sha256, copied.weights_sha256, files)
     (draft / RECORD).write_bytes(as_json(release))
@@ -164,6 +169,17 @@ def _settle(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_graph(path: Path) -> None:
+    """Raises RegistryError unless a file is a graph of one precision that needs no other file."""
+    try:
+        Precision.parse(path.stem)
+        elsewhere = external_files(onnx.load(path, load_external_data=False))
+    except Exception as error:  # protobuf's DecodeError has moved between releases
+        raise RegistryError(f"{path.name} is no graph in a precision, as half.onnx: {first_line(error)}") from error
+    if elsewhere:
+        raise RegistryError(f"{path.name} keeps weights in {sorted(elsewhere)}; expected a graph in one file")
 
 
 def _check_files(folder: Path, expected: Mapping[str, str]) -> None:

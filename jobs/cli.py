@@ -1,4 +1,4 @@
-"""The command line: `squall demo | run | validate | plan | inspect | cycles | verify | models | model | engine`."""
+"""The command line `squall`: cycles of a product here; models, engines and publishing in files of their own."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,10 @@ import numpy as np
 
 from jobs import show
 from jobs.command import as_json, ends_clearly
+from jobs.engine_cli import engine
 from jobs.outcome import Exit
-from jobs.registry_cli import engine, model
+from jobs.publish_cli import publish
+from jobs.registry_cli import model
 
 _EXIT_CODES = """\b
 Exit codes: 0 published (or published already), 1 failed, 2 wrong usage, 3 published with gaps,
@@ -45,6 +47,7 @@ def main() -> None:
     squall run rain.yaml                 make and publish the forecast of the newest frame
     squall run rain.yaml --time 2016-09-28T15:30Z output.store=/data/out
     squall cycles rain.yaml              what is published
+    squall publish unet.onnx --as rain   from a trained model to a judged release
     """
 
 
@@ -256,6 +259,7 @@ def demo(folder: Path) -> Exit:
 
 main.add_command(model)
 main.add_command(engine)
+main.add_command(publish)
 
 
 if __name__ == "__main__":

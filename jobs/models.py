@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from engines.model import ModelPackage, load_package
+from engines.precision import Precision
 from engines.registry import Registry
 from engines.zoo import KINDS, AdvectionSpec, PersistenceSpec, Spec, UnetSpec, write_package
 from jobs.folders import cache_folder, registry_folder
 from pipelines.errors import ConfigError
 from pipelines.frames import frame_offsets
-from pipelines.product import Product
-from pipelines.source import Source
+from pipelines.product import ModelRef, Product, load_product
+from pipelines.source import Source, open_source
 
 BUILTIN, REGISTRY = "builtin:", "registry:"
 
@@ -28,12 +29,15 @@ def find_package(product: Product, source: Source) -> ModelPackage:
 
     Raises:
         ModelError: the package is refused, or the registry has none.
-        ConfigError: no such builtin model, another version than the product asks for, or an alias of a folder.
+        ConfigError: no such builtin model, another version than the product asks for, an alias of a folder, or a
+            precision that has not passed the gate.
     """
     name, version, alias = product.model.package, product.model.version, product.model.alias
     if name.startswith(REGISTRY):
-        registry = Registry(registry_folder())
-        return registry.resolve(name.removeprefix(REGISTRY), version or alias or "production")
+        registry, model = Registry(registry_folder()), name.removeprefix(REGISTRY)
+        package = registry.resolve(model, version or alias or "production")
+        _check_gate(registry, model, package.contract.version, product.model.precision)
+        return package
     if alias is not None:
         raise ConfigError(f"model.alias is {alias!r}, but {name} is no model of the registry; expected {REGISTRY}NAME")
     package = load_package(
@@ -42,6 +46,41 @@ def find_package(product: Product, source: Source) -> ModelPackage:
     if version not in (None, package.contract.version):
         raise ConfigError(f"model.version is {version!r}, but {name} holds version {package.contract.version!r}")
     return package
+
+
+def open_package(text: str, product: Path | None = None) -> ModelPackage:
+    """The package that a command names: a folder, `registry:NAME[@VERSION or ALIAS]`, or a builtin for a product.
+
+    Raises:
+        ModelError: the package is refused, or the registry has none.
+        ConfigError: a builtin model without the product for whose grid it is to be written.
+    """
+    if text.startswith(REGISTRY):
+        name, _, reference = text.removeprefix(REGISTRY).partition("@")
+        return Registry(registry_folder()).resolve(name, reference or "production")
+    if not text.startswith(BUILTIN):
+        return load_package(Path(text))
+    if product is None:
+        raise ConfigError(f"{text} is written for the grid of a product; name the product, too (--product FILE)")
+    made = load_product(product)
+    return find_package(made.model_copy(update={"model": ModelRef(package=text)}), open_source(made.input))
+
+
+def _check_gate(registry: Registry, name: str, version: str, precision: str) -> None:
+    """Raises ConfigError where a precision other than the reference has no passing gate of its own."""
+    gates, report = registry.gates(name, version), gate_report(precision)
+    if precision == str(Precision()) or gates.get(report):
+        return
+    found = "says no-go" if report in gates else "is not there"
+    raise ConfigError(
+        f"model.precision is {precision}, but {report} of version {version} of {name} {found}; publish it in this "
+        f"precision (squall publish ... --as {name} --precision {precision}), or write float32"
+    )
+
+
+def gate_report(precision: object) -> str:
+    """The name of the gate's report on a precision of a model."""
+    return f"gate-{precision}.json"
 
 
 def _builtin_spec(name: str, product: Product, source: Source) -> Spec:

@@ -9,7 +9,8 @@ from pipelines.errors import ConfigError, InputError
 class Exit(IntEnum):
     """Exit codes of every squall command.
 
-    A cycle that stands already is 0 too: what was asked for is there, and nothing was changed.
+    A cycle that stands already is 0 too: what was asked for is there, and nothing was changed. REFUSED: the gate
+    said no-go to a precision of a model, or it could not be had.
     """
 
     PUBLISHED = 0
@@ -18,6 +19,7 @@ class Exit(IntEnum):
     GAPS = 3
     NO_INPUT = 4
     BAD_CONFIGURATION = 5
+    REFUSED = 6
     INTERRUPTED = 130
 
 

@@ -24,7 +24,7 @@ from pipelines.cf import Attribute, Provenance
 from pipelines.check import Problem, check_fit, check_product
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
-from pipelines.planner import Needs, Plan, make_plan
+from pipelines.planner import Crew, Needs, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
 from pipelines.tiling import round_up
@@ -86,11 +86,16 @@ def load(file: Path, overrides: Sequence[str]) -> Loaded:
     source = open_source(product.input)
     package = find_package(product, source)
     model = model_needs(package.contract)
+    require_fit(product, source, model, file)
+    graph = typed_graph(package, Precision.parse(product.model.precision))
+    return Loaded(product, source, package, graph, model, tile_needs(package))
+
+
+def require_fit(product: Product, source: Source, model: ModelNeeds, file: Path) -> None:
+    """Raises ConfigError if a product, its store and a model do not fit each other (lists every reason)."""
     problems = check_fit(product, source, model)
     if problems:
         raise ConfigError("\n  ".join([f"{len(problems)} problem(s) in {file}:", *map(str, problems)]))
-    graph = typed_graph(package, Precision.parse(product.model.precision))
-    return Loaded(product, source, package, graph, model, tile_needs(package))
 
 
 def prepare(loaded: Loaded, resources: Resources) -> Prepared:
@@ -101,9 +106,7 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     """
     product, source, model = loaded.product, loaded.source, loaded.model
     resources = _for_engine(resources, product)
-    layout = choose_layout(source.grid.shape, len(product.leads), product.output)
-    crew = resources.crew(None if product.workers == "auto" else product.workers)
-    plan = make_plan(source.grid.shape, layout.shard[1:], loaded.tiles, product.tiling, crew)
+    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources)
     workers = min(crew.workers, len(plan.tiling.blocks()))
     setup = Setup(
         order=EngineOrder(
@@ -122,6 +125,17 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     return Prepared(
         product, source, loaded.package, layout, plan, setup, workers, not crew.shared, attributes_of(product, model)
     )
+
+
+def choose_plan(product: Product, source: Source, tiles: Needs, resources: Resources) -> tuple[Layout, Crew, Plan]:
+    """How the forecast is stored, who works on it, and how the grid is cut for them.
+
+    Raises:
+        ConfigError: nothing fits; names the number that is in the way.
+    """
+    layout = choose_layout(source.grid.shape, len(product.leads), product.output)
+    crew = resources.crew(None if product.workers == "auto" else product.workers)
+    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, crew)
 
 
 def _for_engine(resources: Resources, product: Product) -> Resources:

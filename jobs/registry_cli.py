@@ -1,7 +1,6 @@
-"""Commands of the registry and of the engine cache: `squall model ...`, `squall engine explain-key`."""
+"""Commands of the registry: `squall model ...`."""
 
 import getpass
-import json
 import os
 import socket
 from pathlib import Path
@@ -11,21 +10,20 @@ import click
 
 from jobs import folders, show
 from jobs.command import as_json, ends_clearly
+from jobs.options import file
 
 if TYPE_CHECKING:  # help must not wait for ONNX
     from engines.registry import Registry
-    from engines.spec import EngineKey
 
-_ALIASES = ("production", "canary", "shadow")
+ALIASES = ("production", "canary", "shadow")
 
-file = click.Path(exists=True, dir_okay=False, path_type=Path)
 name_argument = click.argument("name")
 why = click.option("--why", default="", help="The reason, kept in the history.")
 registry_folder = click.option(
     "--registry", "root", type=click.Path(path_type=Path),
     help="Folder of the registry; SQUALL_REGISTRY, or squall/registry in the user's data folder.",
 )  # fmt: skip
-alias_option = click.option("--alias", type=click.Choice(_ALIASES), default="production", show_default=True)
+alias_option = click.option("--alias", type=click.Choice(ALIASES), default="production", show_default=True)
 
 
 def open_registry(root: Path | None) -> "Registry":
@@ -35,7 +33,8 @@ def open_registry(root: Path | None) -> "Registry":
     return Registry(root or folders.registry_folder())
 
 
-def _who() -> str:
+def user_and_host() -> str:
+    """Who does what is done, for the history."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container whose user has no name
@@ -72,7 +71,7 @@ def add(
     Example:
       squall model add ./my-model --as rain --report gate.json --report gate.html --why "trained on 2026"
     """
-    release = open_registry(root).add(folder, name, reports, cases, _who(), why)
+    release = open_registry(root).add(folder, name, reports, cases, user_and_host(), why)
     if format_ == "json":
         click.echo(show.as_json(release))
     else:
@@ -118,7 +117,7 @@ def show_model(name: str, reference: str | None, root: Path | None, format_: str
     if reference is not None:
         _show_version(registry, name, reference, format_)
         return
-    aliases = {alias: registry.current(name, alias) for alias in _ALIASES}
+    aliases = {alias: registry.current(name, alias) for alias in ALIASES}
     rows = []
     for release in registry.versions(name):
         gates = registry.gates(name, release.version)
@@ -149,7 +148,7 @@ def promote(name: str, version: str, alias: str, force: bool, why: str, root: Pa
       squall model promote rain 1.1 --alias canary
       squall model promote rain 1.1 --why "better beyond 60 min"
     """
-    _show_move(open_registry(root).promote(name, version, alias, _who(), why, force), format_)
+    _show_move(open_registry(root).promote(name, version, alias, user_and_host(), why, force), format_)
 
 
 @model.command()
@@ -167,12 +166,12 @@ def rollback(name: str, alias: str, only_from: str | None, why: str, root: Path 
     Example:
       squall model rollback rain --only-from 1.1 --why "too wet"
     """
-    _show_move(open_registry(root).rollback(name, alias, _who(), why, only_from), format_)
+    _show_move(open_registry(root).rollback(name, alias, user_and_host(), why, only_from), format_)
 
 
 @model.command()
 @name_argument
-@click.option("--alias", type=click.Choice(_ALIASES), help="Of this alias only.")
+@click.option("--alias", type=click.Choice(ALIASES), help="Of this alias only.")
 @registry_folder
 @as_json
 @ends_clearly
@@ -184,7 +183,7 @@ def history(name: str, alias: str | None, root: Path | None, format_: str) -> No
       squall model history rain --alias production
     """
     registry = open_registry(root)
-    moves = [move for each in ([alias] if alias else _ALIASES) for move in registry.history(name, each)]
+    moves = [move for each in ([alias] if alias else ALIASES) for move in registry.history(name, each)]
     moves.sort(key=lambda move: move.at)
     if format_ == "json":
         click.echo(show.as_json(moves))
@@ -193,39 +192,8 @@ def history(name: str, alias: str | None, root: Path | None, format_: str) -> No
     show.table("", ("time", "alias", "", "version", "by", "why"), rows)
 
 
-@click.group()
-def engine() -> None:
-    """Engine files: built from models, kept by content."""
-
-
-@engine.command("explain-key")
-@click.argument("ours")
-@click.argument("theirs")
-@click.option("--cache", "root", type=click.Path(path_type=Path), help="Folder of the engine cache.")
-@as_json
-@ends_clearly
-def explain_key(ours: str, theirs: str, root: Path | None, format_: str) -> None:
-    """Say why two engine files cannot stand for each other: OURS and THEIRS are beginnings of their names, or files.
-
-    \b
-    Examples:
-      squall engine explain-key 3fa1 9c07
-      squall engine explain-key manifest.json other/manifest.json --format json
-    """
-    from engines.cache import explain
-
-    keys = [_key(text, root) for text in (ours, theirs)]
-    differences = explain(*keys)
-    if format_ == "json":
-        click.echo(show.as_json({"digests": [key.digest for key in keys], "differences": differences}))
-    elif differences:
-        show.table("", ("", "ours", "theirs", "why"), [(d.field, d.ours, d.theirs, d.why) for d in differences])
-    else:
-        show.out.print("the keys are equal; one engine file serves both")
-
-
 def _row(registry: "Registry", name: str) -> dict[str, Any]:
-    moves = {alias: registry.current(name, alias) for alias in _ALIASES}
+    moves = {alias: registry.current(name, alias) for alias in ALIASES}
     stands = {alias: None if move is None else move.version for alias, move in moves.items()}
     return {"model": name, "versions": len(registry.versions(name))} | stands
 
@@ -250,23 +218,3 @@ def _show_move(move: Any, format_: str) -> None:
         click.echo(show.as_json(move))
     else:
         show.out.print(f"{move.alias} stands at version {move.version} ({move.action} by {move.who}, {move.at})")
-
-
-def _key(text: str, root: Path | None) -> "EngineKey":
-    """The key in a manifest or key file, or of the one engine file whose name begins so."""
-    from engines.spec import EngineKey
-    from jobs.engine import open_cache
-
-    path = Path(text)
-    if path.is_file():
-        try:
-            tree = json.loads(path.read_bytes())
-            return EngineKey.from_json(tree.get("subject", tree))
-        except (ValueError, AttributeError) as error:
-            raise click.BadParameter(f"{path} holds no engine key: {error}") from error
-    keys = open_cache(root).keys()
-    found = [key for digest, key in keys.items() if digest.startswith(text)]
-    if len(found) != 1:
-        known = ", ".join(digest[:12] for digest in keys) or "none"
-        raise click.BadParameter(f"{len(found)} engine files begin with {text!r}; there are {known}")
-    return found[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic_core import to_json
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # help and errors must not wait for Ray
     from jobs.cycle import CycleReport
     from jobs.drive import Progress as Report
     from jobs.scores import Verification
+    from jobs.watch import Watcher
     from pipelines.run import BlockResult
 
 out = Console(highlight=False, soft_wrap=True)
@@ -72,6 +74,30 @@ def progress(title: str, quiet: bool) -> Iterator["Report"]:
             bar.update(task, completed=settled, total=total, rate=rate)
 
         yield update
+
+
+@contextmanager
+def working(title: str, quiet: bool) -> Iterator["Watcher"]:
+    """A line that says what is being done, and one for each step that has ended; silent where nobody looks."""
+    from jobs.watch import SILENT, StepReport, Watcher
+
+    if quiet:
+        yield SILENT
+        return
+    with err.status(title) as status:
+
+        def ended(step: StepReport) -> None:
+            how = "finished before" if step.was_finished else f"{step.seconds:.1f} s"
+            err.print(f"  {step.name}: {how}", style="dim", markup=False)
+
+        doing = ""
+
+        def begins(step: str) -> None:
+            nonlocal doing
+            doing = step
+            status.update(f"{title}: {escape(step)}")
+
+        yield Watcher(begins, lambda text: status.update(f"{title}: {escape(doing)}, {escape(text)}"), ended)
 
 
 def cycle_table(report: "CycleReport") -> None:

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from engines.base import ModelError
 from engines.model import ModelPackage
+from engines.precision import Precision, to_half
 from engines.registry import ALIASES, Registry, RegistryError, promoted, rolled_back
+from engines.typed import open_typed
 
 ROOT, WORKER = Path(__file__).parents[2], Path(__file__).with_name("registry_worker.py")
 ROUNDS, SEED = 4, 20160928  # two processes are killed each round
@@ -90,6 +92,35 @@ def test_weights_in_other_files_come_along(registry, make, plain, tmp_path):
     registry.add(folder)
     found = registry.resolve("test", "1.0").folder
     assert {p.name for p in found.iterdir()} == {"model.onnx", "model.yaml", "model.data", "version.json"}
+
+
+def test_graphs_of_other_precisions_come_along_and_are_checked_like_every_file(registry, make, plain, tmp_path):
+    folder = make("1.0")
+    onnx.save(plain(), folder / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=0)
+    half = tmp_path / "half.onnx"
+    half.write_bytes(to_half(onnx.load(folder / "model.onnx")).SerializeToString())
+    registry.add(folder, graphs=[half])
+    stored = registry.resolve("test", "1.0").folder / "graphs" / "half.onnx"
+    assert open_typed(stored, Precision("half")).conversion.is_honoured
+    registry.add(folder, graphs=[half])
+    onnx.save(plain(), half)
+    with pytest.raises(RegistryError, match=r"stands with another graphs/half\.onnx"):
+        registry.add(folder, graphs=[half])
+    stored.chmod(0o644)
+    stored.write_bytes(b"changed")
+    with pytest.raises(RegistryError, match=r"graphs/half\.onnx has sha256"):
+        registry.resolve("test", "1.0")
+
+
+def test_a_graph_that_is_none_is_refused_and_nothing_is_added(registry, make, plain, tmp_path):
+    wrong, foreign, spread = (tmp_path / name for name in ("half.onnx", "quarter.onnx", "int8.onnx"))
+    wrong.write_text("no graph")
+    onnx.save(plain(), foreign)
+    onnx.save(plain(), spread, save_as_external_data=True, location="int8.data", size_threshold=0)
+    for graph, reason in ((wrong, "half.onnx is no graph"), (foreign, "'quarter'"), (spread, "in one file")):
+        with pytest.raises(RegistryError, match=reason):
+            registry.add(make("1.0"), graphs=[graph])
+    assert registry.models() == []
 
 
 def test_a_model_may_have_another_name_than_its_contract(registry, make):

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from engines.cache import EngineCache
 from engines.spec import EngineKey
 from engines.zoo import PersistenceSpec, write_package
-from jobs.registry_cli import engine, model
+from jobs.engine_cli import engine
+from jobs.registry_cli import model
 
 KEY = EngineKey("a" * 64, None, "float16", "1", (), frozenset({"FP16"}), None, 3, "tensorrt", "8.6.1", "NVIDIA H200",
                 "9.0", 132, 150_000_000_000)  # fmt: skip

@@ -1,0 +1,85 @@
+"""The gate on a package outside of publishing: typed, built, judged; reports in a folder of the user's."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engines.bench import Effort
+from engines.model import ModelPackage
+from engines.precision import Precision
+from engines.supply import Supplied, find_runtime, supply
+from engines.typed import TypedModel, type_model
+from jobs.bench import measure
+from jobs.cases import CaseSet
+from jobs.engine import GRAPHS, batch_spec, open_cache, typed_graph
+from jobs.folders import cache_folder
+from jobs.judge import judge, open_candidate, open_reference, takes_one_size
+from jobs.models import gate_report
+from jobs.published import Judged, Measured, judged
+from jobs.setting import Purpose, find_setting
+from jobs.watch import SILENT, Watcher
+
+
+def try_package(
+    package: ModelPackage, precisions: Sequence[Precision], purpose: Purpose, out: Path, watcher: Watcher = SILENT
+) -> dict[str, Judged]:
+    """The verdict on each precision; its report is in `out` as `gate-<precision>.html` and `.json`.
+
+    Raises:
+        EngineError, PipelineError: product, cases or engine cannot be had (names why).
+    """
+    setting, runtime = find_setting(package, purpose), find_runtime(threads=os.cpu_count() or 1)
+    watcher.begins("cases")
+    cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
+    reference, verdicts = open_reference(setting), {}
+    out.mkdir(parents=True, exist_ok=True)
+    for precision in precisions:
+        watcher.begins(f"gate-{precision}")
+        model = graph_of(package, precision, lambda: cases)
+        supplied = supply(runtime, open_cache(), model, batch_spec(setting.shape, precision), watcher.says)
+        with tempfile.TemporaryDirectory(prefix="squall-gate-") as folder:
+            candidate = open_candidate(runtime, supplied, model, Path(folder))
+            verdict = judge(setting, cases, reference, candidate, runtime, Path(folder), watcher.says)
+            keep_reports(Path(folder), out, precision)
+        supplied.engine.close()
+        verdicts[str(precision)] = judged(verdict, package.contract.output.units)
+    return verdicts
+
+
+def bench_package(
+    package: ModelPackage, precisions: Sequence[Precision], purpose: Purpose, out: Path, watcher: Watcher = SILENT
+) -> Measured:
+    """What a bench found of the engines of a package; `bench.html` and `bench.json` are in `out`.
+
+    Raises:
+        EngineError, PipelineError: product, cases or engine cannot be had (names why).
+    """
+    setting, runtime = find_setting(package, purpose), find_runtime(threads=os.cpu_count() or 1)
+    watcher.begins("cases")
+    cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
+    watcher.begins("bench")
+    models = {precision: graph_of(package, precision, lambda: cases) for precision in precisions}
+
+    def engine(precision: Precision) -> Supplied:
+        spec = batch_spec(setting.shape, precision)
+        return supply(runtime, open_cache(), models[precision], spec, watcher.says)
+
+    return measure(setting, engine, precisions, cases, out, Effort(), watcher.says)
+
+
+def graph_of(package: ModelPackage, precision: Precision, cases: Callable[[], CaseSet]) -> TypedModel:
+    """The graph of a package in a precision: the one that came with it, else rewritten; int8 is calibrated on cases."""
+    stored = package.folder / GRAPHS / f"{precision}.onnx"
+    if precision.arithmetic != "int8" or stored.is_file():
+        return typed_graph(package, precision)
+    return type_model(package, precision, cache_folder() / GRAPHS, cases().inputs)
+
+
+def keep_reports(made: Path, out: Path, precision: Precision) -> None:
+    """Puts `gate.html` and `gate.json` of a folder into `out`, under the names of a precision."""
+    page = gate_report(precision).removesuffix(".json") + ".html"
+    for name, target in (("gate.html", page), ("gate.json", gate_report(precision))):
+        draft = out / f".{target}.{os.getpid()}"
+        draft.write_bytes((made / name).read_bytes())
+        os.replace(draft, out / target)
