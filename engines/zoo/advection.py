@@ -382,7 +382,6 @@ def _advect(graph: Graph, spec: AdvectionSpec, velocity: str) -> list[str]:
     speed = graph.mul(speed, _per_axis(graph, 1 / np.array(spec.spacing_km[::-1])))  # cells min-1
     coarse, source = _lattice(graph, speed), _sampled(graph, spec)
     fine = _lattice(graph, "frames", border=1)
-    farthest = max(spec.reach(axis, spec.lead_minutes[-1]) for axis in (0, 1))
     leads, path, here, before = [], "", speed, 0.0
     for minutes in spec.lead_minutes:
         step = minutes - before
@@ -390,7 +389,7 @@ def _advect(graph: Graph, spec: AdvectionSpec, velocity: str) -> list[str]:
         cells = graph.op("Round", graph.scale(halfway, 1 / level.cells))
         here = _shift(graph, speed, cells, coarse, "border")
         path, before = _sum(graph, path, graph.scale(here, step)), minutes
-        cells = graph.op("Round", _enlarge(graph, path, level.cells, farthest))
+        cells = graph.op("Round", _enlarge(graph, path, level.cells, max(spec.reach(axis, minutes) for axis in (0, 1))))
         leads.append(_shift(graph, source, cells, fine, "border"))
     return leads
 

@@ -68,7 +68,8 @@ class Graph:
 
     def part(self, value: str, axis: int, start: int, stop: int = TO_THE_END, step: int = 1) -> str:
         """What Python's [start:stop:step] gives along one axis."""
-        return self.op("Slice", value, *(self.integers([number]) for number in (start, stop, axis, step)))
+        numbers = (start, stop, axis) if step == 1 else (start, stop, axis, step)
+        return self.op("Slice", value, *(self.integers([number]) for number in numbers))
 
     def pad(self, value: str, cells: tuple[int, int], fill: float) -> str:
         """An (n, channel, h, w) value with (y, x) `cells` of `fill` added on either side."""
