@@ -4,8 +4,11 @@ Motion is a coarse-to-fine Lucas-Kanade: at each scale the newest field and the 
 so far, give one 2 x 2 least-squares system per cell over a window of finite support, held to the coarser motion where
 there is no echo to say otherwise. Constants are kilometres and minutes, so one recipe fits every grid.
 
-Only two things move data by amounts known at run time, and both move whole cells (GridSample, nearest): sampling
-between cells would round differently in tiles of different widths. `docs/decisions/006-advection.md` has the numbers.
+A cell has the same bits whatever the size of the tensor around it, by construction. Every operator either moves values
+or makes a cell of values at its own place, rounded once. Sums over neighbours are sums of shifted fields: pooling and
+convolution add in an order of their own, which may change with the width. What moves data by amounts known at run time
+moves whole cells (GridSample, nearest). Resize alone computes between cells, and its input is rounded so that it is
+exact in any order. `docs/decisions/006-advection.md` has the numbers.
 """
 
 import math
