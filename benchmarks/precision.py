@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.skill import CASES, Rain, open_rain
 from engines.precision import Packing, choose_cases, describe, emulate_half, pack_io, to_half, to_int8
-from engines.zoo import AdvectionSpec, UnetSpec
-from engines.zoo.advection import MISSING
-from engines.zoo.advection import write_graph as write_advection
+from engines.zoo import UnetSpec
 from engines.zoo.unet import write_graph as write_unet
 
 Field = NDArray[np.float32]
@@ -125,36 +123,6 @@ def half_of_unet(reference: onnx.ModelProto, sample: Sample) -> dict[str, float]
     }
 
 
-def half_of_advection(rain: Rain) -> dict[str, float]:
-    """What half changes in an advection: coordinates in cells, rain where it is more than 0.1 mm h-1 in share of it."""
-    spec = AdvectionSpec(rain.source.grid.spacing_km)
-    frames = rain.at(list(rain.source.times[20:23]))
-    size = [axis // spec.stride * spec.stride for axis in frames.shape[1:]]
-    batch = np.where(np.isnan(frames), np.float32(MISSING), frames)[None, :, : size[0], : size[1]]
-    reference = write_advection(spec)
-    half = emulate_half(to_half(reference))
-    want, *places = run(with_places(reference), batch)
-    made, *others = run(with_places(half), batch)
-    wet = want > 0.1
-    moved = [np.abs(a - b).max() * max(size) / 2 for a, b in zip(places, others, strict=True)]
-    return {
-        "GridSample coordinates, cells": float(max(moved)),
-        "cells that change between missing and known": float(np.sum((made < -0.5) != (want < -0.5))),
-        "largest change of rain, share": float(np.max(np.abs(made - want)[wet] / want[wet])),
-    }
-
-
-def with_places(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the coordinates of every GridSample as further outputs."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    for node in model.graph.node:
-        if node.op_type == "GridSample":
-            shown.graph.output.add().name = node.input[1]
-            shown.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    return shown
-
-
 def packed_unet(reference: onnx.ModelProto, sample: Sample) -> dict[str, float]:
     """Codes from a packed graph against those of the same packing on the host, and the bytes that move."""
     packing = Packing.spanning(DRY, 2.5)
@@ -184,8 +152,6 @@ def main() -> None:
     print(f"{len(sample.rain)} cases, highest rain rate up to {sample.intensity.max():.1f} mm h-1")
     print("\nU-Net in half,", describe(to_half(unet)))
     print(pd.Series(half_of_unet(unet, sample)).to_string(float_format="{:.2g}".format))
-    print("\nadvection in half,", describe(to_half(write_advection(AdvectionSpec(rain.source.grid.spacing_km)))))
-    print(pd.Series(half_of_advection(rain)).to_string(float_format="{:.2g}".format))
     print("\nU-Net in INT8, RMSE/std")
     print(int8_table(unet, sample).to_string(float_format="{:.3f}".format))
     print("\nU-Net with codes")
