@@ -155,6 +155,7 @@ def _units(setting: Setting) -> str:
 def _about(setting: Setting, cases: CaseSet, candidate: Candidate, one_size: bool) -> dict[str, str]:
     model = candidate.model
     seam = {"seam": "not measured: the engine takes tiles of one size"} if one_size else {}
+    int8 = {"calibration": "on these cases, unless the graph came with the package"}
     return {
         "model": setting.package.identity,
         "precision": f"{model.precision} ({model.conversion.layers})",
@@ -163,5 +164,6 @@ def _about(setting: Setting, cases: CaseSet, candidate: Candidate, one_size: boo
         "candidate": candidate.label,
         "reference": "float32 in ONNX Runtime",
         **cases.about,
+        **(int8 if model.precision.arithmetic == "int8" else {}),
         **seam,
     }
