@@ -20,6 +20,7 @@ _OPTIONS = {
     "QuantizeBias": False,
     "OpTypesToExcludeOutputQuantization": sorted(HEAVY),  # a Q/DQ between Conv and Relu would end their fusion
 }
+QUANTIZED = HEAVY - {"ConvTranspose"}  # TensorRT 8.6 cannot build one that takes Q/DQ
 _PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")  # without it ONNX Runtime configures the root logger
 _log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ def to_int8(
     keep_last: bool = True,
 ) -> onnx.ModelProto:
     """The model with Q/DQ before its heavy operators and on their weights; bias, I/O and all else stay float32.
+
+    ConvTranspose stays float32, too: `to_half` afterwards makes it half.
 
     Symmetric, data by one scale a tensor that spans all that the cases reach, weights by one a channel. Operators that
     compute where data moves (the coordinates of GridSample) are left alone. The same model and cases give the same
@@ -123,7 +126,7 @@ def _quantize(model: onnx.ModelProto, chosen: set[str], cases: Sequence[NDArray[
             path,
             _Cases(model.graph.input[0].name, cases),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=sorted(HEAVY),
+            op_types_to_quantize=sorted(QUANTIZED),
             nodes_to_quantize=sorted(chosen),
             per_channel=True,
             activation_type=QuantType.QInt8,
@@ -140,7 +143,7 @@ def _quantize(model: onnx.ModelProto, chosen: set[str], cases: Sequence[NDArray[
 def _choose(model: onnx.ModelProto, keep_first: bool, keep_last: bool) -> set[str]:
     """Names of the float32 heavy operators to quantize."""
     types, steers, graph = value_types(model), steering(model.graph), model.graph
-    heavy = {node.name for node in graph.node if node.op_type in HEAVY}
+    heavy = {node.name for node in graph.node if node.op_type in QUANTIZED}
     float32 = {node.name for node in graph.node if types.get(node.output[0]) == TensorProto.FLOAT}
     kept = steers | (_first(graph) if keep_first else set()) | (_last(graph) if keep_last else set())
     return (heavy & float32) - kept

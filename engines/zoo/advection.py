@@ -4,8 +4,11 @@ Motion is a coarse-to-fine Lucas-Kanade: at each scale the newest field and the 
 so far, give one 2 x 2 least-squares system per cell over a window of finite support, held to the coarser motion where
 there is no echo to say otherwise. Constants are kilometres and minutes, so one recipe fits every grid.
 
-Only two things move data by amounts known at run time, and both move whole cells (GridSample, nearest): sampling
-between cells would round differently in tiles of different widths. `docs/decisions/006-advection.md` has the numbers.
+A cell has the same bits whatever the size of the tensor around it, by construction. Every operator either moves values
+or makes a cell of values at its own place, rounded once. Sums over neighbours are sums of shifted fields: pooling and
+convolution add in an order of their own, which may change with the width. What moves data by amounts known at run time
+moves whole cells (GridSample, nearest). Resize alone computes between cells, and its input is rounded so that it is
+exact in any order. `docs/decisions/006-advection.md` has the numbers.
 """
 
 import math
@@ -27,6 +30,7 @@ LOOSE = 0.3  # part of the stiffness for motion that fills its surroundings: hel
 TINY_CERTAINTY = 1e-5  # below it there is nothing to fill from, and motion is rest
 UNSEEN = 1e-3  # weight of cells at the edge of coverage, against 1 within, in the mean of aligned fields
 SIDE = 1 / 8  # blur of the sampled field, per side: what bilinear sampling does on average, to the nearest eighth
+SIGNIFICAND = 24  # bits of a float32
 MISSING = -1.0
 MISSING_BELOW = -0.5
 
@@ -166,22 +170,39 @@ def _shift(graph: Graph, value: str, cells: str, lattice: Lattice, padding: str)
 
 
 def _average(graph: Graph, value: str, cells: int) -> str:
-    if cells == 1:
-        return value
-    return graph.op("AveragePool", value, kernel_shape=(cells, cells), strides=(cells, cells))
-
-
-def _enlarge(graph: Graph, value: str, factor: int) -> str:
-    return graph.op("Resize", value, "", graph.floats((1, 1, factor, factor)), mode="linear")
-
-
-def _separable(graph: Graph, value: str, channels: int, along_x: np.ndarray, along_y: np.ndarray) -> str:
-    """Every channel convolved with both kernels; zero outside."""
-    for kernel, shape in ((along_y, (-1, 1)), (along_x, (1, -1))):
-        weights = np.broadcast_to(kernel.reshape(1, 1, *shape), (channels, 1, *kernel.reshape(shape).shape))
-        half = [size // 2 for size in weights.shape[2:]]
-        value = graph.op("Conv", value, graph.floats(weights), group=channels, pads=half + half)
+    """The mean of `cells` x `cells` cells, a power of two."""
+    while cells > 1:
+        for axis in (2, 3):
+            value = graph.add(graph.part(value, axis, 0, step=2), graph.part(value, axis, 1, step=2))
+        value, cells = graph.scale(value, 1 / 4), cells // 2
     return value
+
+
+def _enlarge(graph: Graph, value: str, factor: int, limit: float) -> str:
+    """`value`, at most `limit`, between cells; rounded first, just so that sums, differences and products are exact."""
+    quantum = 2.0 ** math.ceil(math.log2(2 * limit * (2 * factor) ** 2) - SIGNIFICAND)
+    rounded = graph.scale(graph.op("Round", graph.scale(value, 1 / quantum)), quantum)
+    return graph.op("Resize", rounded, "", graph.floats((1, 1, factor, factor)), mode="linear")
+
+
+def _separable(graph: Graph, value: str, along_x: np.ndarray, along_y: np.ndarray) -> str:
+    """`value` convolved with both kernels; zero outside."""
+    return _convolve(graph, _convolve(graph, value, along_y, 2), along_x, 3)
+
+
+def _convolve(graph: Graph, value: str, kernel: np.ndarray, axis: int) -> str:
+    """`value` convolved along an axis with a symmetric kernel of odd length; zero outside."""
+    half, total = len(kernel) // 2, graph.scale(value, kernel[len(kernel) // 2])
+    for cells in range(1, half + 1):
+        before, after = _neighbours(graph, value, cells, axis)
+        total = graph.add(total, graph.scale(graph.add(before, after), kernel[half + cells]))
+    return total
+
+
+def _neighbours(graph: Graph, value: str, cells: int, axis: int) -> tuple[str, str]:
+    """The values that many cells before and after each cell; zero outside."""
+    padded = graph.pad(value, (cells, 0) if axis == 2 else (0, cells), 0.0)
+    return graph.part(padded, axis, 0, -2 * cells), graph.part(padded, axis, 2 * cells)
 
 
 def add_motion(graph: Graph, spec: AdvectionSpec) -> str:
@@ -189,7 +210,7 @@ def add_motion(graph: Graph, spec: AdvectionSpec) -> str:
     pyramid = _pyramid(graph, spec)
     velocity = None
     for level, (fields, observed) in zip(reversed(spec.levels), reversed(pyramid), strict=True):
-        finer = None if velocity is None else _enlarge(graph, velocity, 2)
+        finer = None if velocity is None else _enlarge(graph, velocity, 2, spec.max_speed_km_h / 60)
         velocity = _refine(graph, spec, level, fields, observed, finer)
     assert velocity is not None
     return velocity
@@ -202,7 +223,7 @@ def _pyramid(graph: Graph, spec: AdvectionSpec) -> list[tuple[str, str]]:
     for level in spec.levels:
         fields, observed = (_average(graph, value, level.cells // cells) for value in (fields, observed))
         cells = level.cells
-        pyramid.append((_blur(graph, fields, len(spec.history_minutes)), _interior(graph, observed)))
+        pyramid.append((_blur(graph, fields), _interior(graph, observed)))
     return pyramid
 
 
@@ -218,14 +239,13 @@ def _observed(graph: Graph, rain: str) -> str:
 
 def _interior(graph: Graph, observed: str) -> str:
     """1 where a level cell and its eight neighbours are observed: the edge of coverage stands still, rain does not."""
-    attributes = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "count_include_pad": 1}
-    whole = graph.op("Greater", graph.op("AveragePool", observed, **attributes), graph.floats(0.99))
-    return graph.op("Cast", whole, to=onnx.TensorProto.FLOAT)
+    seen = _separable(graph, observed, np.ones(3), np.ones(3))
+    return graph.op("Cast", graph.op("Greater", seen, graph.floats(9 * 0.99)), to=onnx.TensorProto.FLOAT)
 
 
-def _blur(graph: Graph, value: str, channels: int) -> str:
+def _blur(graph: Graph, value: str) -> str:
     kernel = np.array([1, 2, 1]) / 4
-    return _separable(graph, value, channels, kernel, kernel)
+    return _separable(graph, value, kernel, kernel)
 
 
 @dataclass(frozen=True)
@@ -279,7 +299,8 @@ def _per_axis(graph: Graph, values: object) -> str:
 
 
 def _dot(graph: Graph, left: str, right: str) -> str:
-    return graph.op("ReduceSum", graph.mul(left, right), graph.integers([1]), keepdims=1)
+    products = graph.mul(left, right)
+    return graph.add(graph.channels(products, 0, 1), graph.channels(products, 1, 2))
 
 
 def _slope(graph: Graph, level: Level, fields: list[tuple[str, str]]) -> str:
@@ -291,10 +312,11 @@ def _slope(graph: Graph, level: Level, fields: list[tuple[str, str]]) -> str:
     for field, seen in fields:
         share = graph.add(seen, graph.floats(UNSEEN))
         total, count = _sum(graph, total, graph.mul(field, share)), _sum(graph, count, share)
-    kernel = np.zeros((2, 1, 3, 3))
-    kernel[0, 0, 1, :] = np.array([-0.5, 0, 0.5]) / level.spacing_km[0]
-    kernel[1, 0, :, 1] = np.array([-0.5, 0, 0.5]) / level.spacing_km[1]
-    return graph.op("Conv", graph.div(total, count), graph.floats(kernel), pads=(1, 1, 1, 1))
+    mean, slopes = graph.div(total, count), []
+    for axis, spacing_km in ((3, level.spacing_km[0]), (2, level.spacing_km[1])):
+        before, after = _neighbours(graph, mean, 1, axis)
+        slopes.append(graph.scale(graph.sub(after, before), 0.5 / spacing_km))
+    return graph.concat(slopes)
 
 
 def _solve(
@@ -305,7 +327,7 @@ def _solve(
     x, y = graph.channels(slope, 0, 1), graph.channels(slope, 1, 2)
     weighted = graph.mul(slope, weight)
     terms = [graph.mul(weighted, x), graph.mul(graph.channels(weighted, 1, 2), y), graph.mul(slope, pull)]
-    sums = _separable(graph, graph.concat(terms), 5, *(_bell(half) for half in level.window))
+    sums = _separable(graph, graph.concat(terms), *(_bell(half) for half in level.window))
     xx, xy, yy = (graph.channels(sums, k, k + 1) for k in range(3))
     system = System(graph, spec, xx, xy, yy, graph.channels(sums, 3, 5), STIFFNESS)
     if velocity is not None:
@@ -345,7 +367,7 @@ def _fill(graph: Graph, spec: AdvectionSpec, system: System) -> str:
     loose = System(graph, spec, system.xx, system.xy, system.yy, system.pull, LOOSE * STIFFNESS)
     certainty = system.certainty()
     known = graph.concat([graph.mul(loose.solve(None), certainty), certainty])
-    spread = _separable(graph, known, 3, *(_bell(half) for half in spec.fill))
+    spread = _separable(graph, known, *(_bell(half) for half in spec.fill))
     amount = graph.add(graph.channels(spread, 2, 3), graph.floats(TINY_CERTAINTY))
     return graph.div(graph.channels(spread, 0, 2), amount)
 
@@ -370,7 +392,7 @@ def _advect(graph: Graph, spec: AdvectionSpec, velocity: str) -> list[str]:
         cells = graph.op("Round", graph.scale(halfway, 1 / level.cells))
         here = _shift(graph, speed, cells, coarse, "border")
         path, before = _sum(graph, path, graph.scale(here, step)), minutes
-        cells = graph.op("Round", _enlarge(graph, path, level.cells))
+        cells = graph.op("Round", _enlarge(graph, path, level.cells, max(spec.reach(axis, minutes) for axis in (0, 1))))
         leads.append(_shift(graph, source, cells, fine, "border"))
     return leads
 
@@ -379,8 +401,8 @@ def _sampled(graph: Graph, spec: AdvectionSpec) -> str:
     """The newest field, slightly blurred within coverage, inside a border of one missing cell."""
     newest = graph.channels("frames", len(spec.history_minutes) - 1, len(spec.history_minutes))
     observed, kernel = _observed(graph, newest), np.array([SIDE, 1 - 2 * SIDE, SIDE])
-    total = _separable(graph, graph.op("Relu", newest), 1, kernel, kernel)
-    share = graph.op("Max", _separable(graph, observed, 1, kernel, kernel), graph.floats(SIDE**2))
+    total = _separable(graph, graph.op("Relu", newest), kernel, kernel)
+    share = graph.op("Max", _separable(graph, observed, kernel, kernel), graph.floats(SIDE**2))
     known = graph.op("Greater", newest, graph.floats(MISSING_BELOW))
     field = graph.op("Where", known, graph.div(total, share), graph.floats(MISSING))
-    return graph.op("Pad", field, graph.integers([0, 0, 1, 1, 0, 0, 1, 1]), graph.floats(MISSING))
+    return graph.pad(field, (1, 1), MISSING)

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 IR_VERSION = 8
+TO_THE_END = 2**31 - 1  # a stop beyond every axis
 
 
 class Graph:
@@ -63,7 +64,16 @@ class Graph:
 
     def channels(self, value: str, start: int, stop: int) -> str:
         """Channels start to stop (exclusive) of an (n, channel, h, w) value."""
-        return self.op("Slice", value, self.integers([start]), self.integers([stop]), self.integers([1]))
+        return self.part(value, 1, start, stop)
+
+    def part(self, value: str, axis: int, start: int, stop: int = TO_THE_END, step: int = 1) -> str:
+        """What Python's [start:stop:step] gives along one axis."""
+        numbers = (start, stop, axis) if step == 1 else (start, stop, axis, step)
+        return self.op("Slice", value, *(self.integers([number]) for number in numbers))
+
+    def pad(self, value: str, cells: tuple[int, int], fill: float) -> str:
+        """An (n, channel, h, w) value with (y, x) `cells` of `fill` added on either side."""
+        return self.op("Pad", value, self.integers([0, 0, *cells] * 2), self.floats(fill))
 
     def size(self, value: str, axis: int) -> str:
         """The length of one axis, an int64 scalar known only when the graph runs."""

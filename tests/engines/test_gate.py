@@ -144,14 +144,18 @@ def test_int8_calibrated_with_extremes_passes_limits_that_a_contract_gives_to_in
 
 
 def perturbed(graph: onnx.ModelProto, share: float) -> onnx.ModelProto:
-    """The graph with every weight of its convolutions off by a random share of itself."""
+    """The graph with every weight off by a random share of itself, be it of a convolution or of a sum of fields."""
     copy, random = onnx.ModelProto(), np.random.default_rng(0)
     copy.CopyFrom(graph)
-    for tensor in copy.graph.initializer:
-        weights = numpy_helper.to_array(tensor)
-        if weights.dtype == np.float32 and weights.ndim == 4 and weights.size > 4:
-            off = weights * (1 + share * random.normal(size=weights.shape))
-            tensor.CopyFrom(numpy_helper.from_array(off.astype(np.float32), tensor.name))
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    added = {name for node in graph.graph.node if node.op_type == "Add" for name in node.input}
+    for node in copy.graph.node:
+        has_weights = node.op_type in ("Conv", "ConvTranspose") or (node.op_type == "Mul" and node.output[0] in added)
+        for place, name in enumerate(node.input):
+            if has_weights and name in constants:
+                off = constants[name] * (1 + share * random.normal(size=constants[name].shape))
+                node.input[place] = f"{node.name}_weights_{place}"
+                copy.graph.initializer.append(numpy_helper.from_array(off.astype(np.float32), node.input[place]))
     return copy
 
 

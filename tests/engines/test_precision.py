@@ -94,11 +94,12 @@ def test_weights_take_half_the_bytes():
     assert to_half(model).ByteSize() < 0.55 * model.ByteSize()
 
 
-def test_a_model_without_heavy_operators_comes_back_unchanged_and_the_log_says_so(caplog):
-    model = write_persistence(PersistenceSpec())
+@pytest.mark.parametrize(("write", "spec"), [(write_persistence, PersistenceSpec()), (write_advection, ADVECTION)])
+def test_a_model_without_heavy_operators_comes_back_unchanged_and_the_log_says_so(write, spec, caplog):
+    model = write(spec)
     with caplog.at_level("INFO", logger="engines.precision"):
         assert to_half(model) is model
-    assert "'persistence' has no operator to compute in half" in caplog.text
+    assert f"'{model.graph.name}' has no operator to compute in half" in caplog.text
 
 
 def test_light_operators_at_the_ends_stay_float32(net):
@@ -208,15 +209,15 @@ def with_places(model):
     return shown
 
 
-def test_coordinates_of_an_advection_are_the_same_bits():
-    model, batch = write_advection(ADVECTION), rain(1, 3, 96, 96)
+def test_coordinates_between_half_convolutions_are_the_same_bits(net):
+    flow = net.op("Transpose", net.conv(net.relu(net.conv("x", 2, 4)), 4, 2), perm=[0, 2, 3, 1])
+    moved = net.op("GridSample", net.conv("x", 2, 3), flow, mode="nearest")
+    model, batch = net.model(net.conv(moved, 3, 3), 3), noise(1, 2, 96, 96)
     half = to_half(model)
-    assert describe(half).half == 4
+    assert describe(half).half == 2
     want, got = (run(with_places(one), batch) for one in (model, emulate_half(half)))
-    assert len(want) > 5
-    for places, others in zip(want[1:], got[1:], strict=True):
-        np.testing.assert_array_equal(places, others)
-    np.testing.assert_allclose(got[0], want[0], rtol=3e-3, atol=1e-3)
+    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_allclose(got[0], want[0], rtol=3e-3, atol=1e-2)
     assert not np.array_equal(got[0], want[0])
 
 
@@ -359,4 +360,4 @@ def test_the_converter_version_changes_with_what_it_makes():
     lines = [f"{node.name} {node.op_type} {[*node.input]} {[*node.output]}" for node in graph.node]
     lines += [f"{tensor.name} {tensor.data_type} {[*tensor.dims]}" for tensor in graph.initializer]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    assert (CONVERTER_VERSION, digest) == ("1", "e169a55f1981b1a0")
+    assert (CONVERTER_VERSION, digest) == ("2", "e169a55f1981b1a0")

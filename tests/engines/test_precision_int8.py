@@ -51,15 +51,24 @@ def quantized(reference):
 
 # Which operators
 
+RAISED = 2  # ConvTranspose of the reference, one a level
+
 
 def test_heavy_operators_are_int8_save_the_last(quantized):
-    assert describe(quantized) == LayerCounts(float32=1, int8=12)
+    assert describe(quantized) == LayerCounts(float32=1 + RAISED, int8=12 - RAISED)
+
+
+def test_transposed_convolutions_stay_as_they_are(reference, quantized):
+    made = {node.name: node for node in quantized.graph.node}
+    kept = [node for node in reference.graph.node if node.op_type == "ConvTranspose"]
+    assert [made[node.name].input[:] for node in kept] == [node.input[:] for node in kept]
+    assert len(kept) == RAISED
 
 
 @pytest.mark.parametrize(("first", "last", "kept"), [(False, False, 0), (True, False, 1), (True, True, 2)])
 def test_the_first_and_the_last_layer_are_kept_when_asked(reference, first, last, kept):
     model = to_int8(reference, cases(1), keep_first=first, keep_last=last)
-    assert describe(model) == LayerCounts(float32=kept, int8=13 - kept)
+    assert describe(model) == LayerCounts(float32=kept + RAISED, int8=13 - kept - RAISED)
 
 
 def test_no_result_of_a_heavy_operator_is_quantized_before_its_activation(quantized):
@@ -103,9 +112,10 @@ def test_what_computes_coordinates_is_not_quantized(net_type):
 
 def test_what_is_left_of_an_int8_model_can_be_half(reference, quantized):
     both = to_half(quantized)
-    assert describe(both) == LayerCounts(half=1, int8=12, casts=2)
+    assert describe(both) == LayerCounts(half=1 + RAISED, int8=12 - RAISED, casts=2 + 2 * RAISED)
     assert to_half(both).SerializeToString() == both.SerializeToString()
-    assert error(both, quantized, cases(1)[0]) < 0.01
+    batch = cases(1)[0]
+    assert error(both, reference, batch) < 1.2 * error(quantized, reference, batch)
 
 
 # What comes of it

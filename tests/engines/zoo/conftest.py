@@ -34,7 +34,7 @@ def drifting() -> Callable[..., Tensor]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load() -> Callable[[onnx.ModelProto], Callable[[Tensor], Tensor]]:
     """A graph as a function of its input."""
 
