@@ -29,7 +29,7 @@ from jobs.bring import bring, digest_of, find_files
 from jobs.cases import CaseSet
 from jobs.engine import batch_spec, describe_engine, open_cache
 from jobs.folders import cache_folder
-from jobs.judge import Remembered, judge, open_candidate, open_reference, takes_one_size
+from jobs.judge import Remembered, judge, open_candidate, open_reference, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import (
     Built,
@@ -261,7 +261,7 @@ def _gate(desk: Desk, precision: Precision) -> Judged:
     reports = desk.work.folder / "reports"
     reports.mkdir(exist_ok=True)
     keep_reports(folder, reports, precision)
-    return judged(verdict, desk.package.contract.output.units)
+    return judged(verdict, units_of(desk.setting))
 
 
 def _bench(desk: Desk, _: Precision) -> Measured:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from engines.cases import Case, save_cases
+from engines.ort import OnnxRuntime, OrtEngine
 from engines.registry import Registry
+from engines.typed import PrecisionError
 from engines.zoo import PersistenceSpec, UnetSpec, write_package
 from jobs import bench
 from jobs import publish as publishing
@@ -125,7 +128,77 @@ def test_a_product_runs_what_was_published_in_the_precision_that_passed(home, pr
     assert "gate-int8.json" in refused.output + refused.stderr
 
 
+@dataclass
+class OneSize:
+    """An engine as TensorRT's: it takes tiles of the size that it was built for, and weights can be put into it."""
+
+    engine: OrtEngine
+    size: tuple[int, ...]
+
+    @property
+    def specs(self):
+        return self.engine.specs
+
+    def __call__(self, batch):
+        assert batch.shape[2:] == self.size
+        return self.engine(batch)
+
+    def warm(self, shape):
+        self.engine.warm(shape)
+
+    def close(self):
+        self.engine.close()
+
+
+@dataclass
+class StandIn:
+    """A runtime as TensorRT, on ONNX Runtime; `refused` is a precision that it builds in float32."""
+
+    refused: str = ""
+    label: str = "stand-in 1.0 on a GPU"
+    inner: OnnxRuntime = field(default_factory=OnnxRuntime)
+
+    def key(self, model, spec):
+        weights = None if "REFIT" in spec.flags else model.weights_sha256
+        return replace(self.inner.key(model, spec), weights_sha256=weights, flavour="standin", gpu="a GPU")
+
+    def build(self, model, spec, timings, tell):
+        if str(model.precision) == self.refused:
+            raise PrecisionError(f"{model.path.name} is {self.refused}, but the engine computes in float32")
+        return self.inner.build(model, spec, timings, tell)
+
+    def merge(self, kept, fresh):
+        return fresh
+
+    def refuse(self, data):
+        return None
+
+    def load(self, data):
+        return OneSize(OrtEngine(data), (32, 32))
+
+    def refit(self, engine, model, notes):
+        engine.engine = OrtEngine(model.path)
+        return ("every weight",)
+
+
+def test_where_engines_can_be_refitted_new_weights_are_a_refit_and_the_engine_itself_is_judged(home, monkeypatch):
+    monkeypatch.setattr(publishing, "find_runtime", lambda **options: StandIn())
+    publish(write_model(home / "old"), "--promote", "production")
+    code, report = publish(write_model(home / "new", "1.1", spec=UnetSpec(**vars(SPEC) | {"seed": 1})))
+    assert (code, [p["built"]["how"] for p in report["precisions"]]) == (0, ["refitted", "refitted"])
+    about = json.loads((home / "registry/rain/versions/1.1/reports/gate-half.json").read_text())["about"]
+    assert "a GPU, half" in about["candidate"]
+    assert about["seam"].startswith("not measured")
+
+
 # what is refused
+
+
+def test_a_runtime_that_builds_another_precision_than_asked_is_refused(home, monkeypatch):
+    monkeypatch.setattr(publishing, "find_runtime", lambda **options: StandIn(refused="half"))
+    code, report = publish(write_model(home / "unet"), "--promote", "production")
+    assert (code, report["refused"], report["move"]) == (6, ["half"], None)
+    assert "computes in float32" in report["precisions"][1]["judged"]["summary"]
 
 
 def test_limits_that_nothing_holds_end_with_6_and_move_no_alias(home):
