@@ -228,7 +228,8 @@ def _type(desk: Desk, precision: Precision) -> Typed:
     if precision != Precision():
         desk.work.put(f"graphs/{precision}.onnx", model.path.read_bytes())
     obtained = model.conversion.obtained
-    fault = "" if obtained == precision else f"the graph is {obtained}, it has nothing to compute in {precision}; ask for {obtained}"
+    why = f"the graph is {obtained}, it has nothing to compute in {precision}; ask for {obtained}"
+    fault = "" if obtained == precision else why
     return Typed(str(obtained), str(model.conversion.layers), model.graph_sha256, model.weights_sha256, fault)
 
 
