@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx.external_data_helper import load_external_data_for_model
 
 from engines.base import Engine, EngineError, InferenceError, ModelError, OutOfMemoryError
-from engines.graph import first_line
+from engines.graph import external_files, first_line
 from engines.runtime import BuiltFile
 from engines.spec import BuildSpec, EngineKey, TensorSpec
 from engines.typed import TypedModel
@@ -109,9 +111,9 @@ class OnnxRuntime:
         with tempfile.TemporaryDirectory(prefix="squall-build-") as folder:
             file = Path(folder) / "optimized.onnx"
             _open(model.path, str(model.path), 1, file)
-            return BuiltFile(
-                file.read_bytes(), {"obtained": model.conversion.obtained.arithmetic, "computed": "float32 on a CPU"}
-            )
+            obtained = model.conversion.obtained.arithmetic
+            computed = {"computed": "float32 on a CPU"} if obtained == "half" else {}
+            return BuiltFile(_in_one_file(file, model.path.parent), {"obtained": obtained, **computed})
 
     def merge(self, kept: bytes, fresh: bytes) -> bytes:
         return fresh
@@ -143,6 +145,15 @@ def _open(model: Path | bytes, name: str, threads: int, keep: Path | None = None
         )
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         raise ModelError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
+
+
+def _in_one_file(file: Path, home: Path) -> bytes:
+    """An optimized graph with its weights, which ONNX Runtime leaves in the files of `home` if they were there."""
+    model = onnx.load(file, load_external_data=False)
+    if not external_files(model):
+        return file.read_bytes()
+    load_external_data_for_model(model, str(home))
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:

@@ -24,7 +24,7 @@ from pipelines.transform import Decoder, ModelNeeds, make_decoder
 from pipelines.units import Quantity, convert_units
 
 COUNT, EXTREMES = 6, 2
-TIMES = 8  # reference times that are looked at in an archive
+TIMES = 16  # reference times that are looked at in an archive
 STORMS = 8  # storms that are drawn
 STORM_MINUTES = 60.0
 LEAST_KNOWN = 0.5  # share of a window that must not be missing, where the archive has such windows
@@ -139,7 +139,7 @@ def _cycles(product: Product, source: Source) -> list[Cycle]:
     Raises:
         InputError: none is left (names the reason of the last).
     """
-    picks = np.unique(np.linspace(0, len(source.times) - 1, TIMES + 2).round().astype(int))
+    picks = np.unique(np.linspace(0, len(source.times) - 1, TIMES).round().astype(int))
     found, reason = [], None
     for pick in picks:
         try:

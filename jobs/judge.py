@@ -129,7 +129,7 @@ def judge(
     run = _counted(candidate.infer, tell)
     verdict = run_gate(reference, run, cases.cases, lead_times, rules, contract.gate)
     fields = read_fields(reference, run, cases.cases, lead_times, rules, verdict.worst)
-    write_report(folder, verdict, fields, _about(setting, cases, candidate, one_size), _units(setting))
+    write_report(folder, verdict, fields, _about(setting, cases, candidate, one_size), units_of(setting))
     return verdict
 
 
@@ -146,7 +146,8 @@ def _counted(infer: Infer, tell: Tell) -> Infer:
     return run
 
 
-def _units(setting: Setting) -> str:
+def units_of(setting: Setting) -> str:
+    """In which outputs are judged: those of the product, if there is one."""
     if setting.use is None:
         return setting.package.contract.output.units
     return str(setting.use[0].output.attributes.get("units", setting.package.contract.output.units))
@@ -155,6 +156,7 @@ def _units(setting: Setting) -> str:
 def _about(setting: Setting, cases: CaseSet, candidate: Candidate, one_size: bool) -> dict[str, str]:
     model = candidate.model
     seam = {"seam": "not measured: the engine takes tiles of one size"} if one_size else {}
+    int8 = {"calibration": "on these cases, unless the graph came with the package"}
     return {
         "model": setting.package.identity,
         "precision": f"{model.precision} ({model.conversion.layers})",
@@ -163,5 +165,6 @@ def _about(setting: Setting, cases: CaseSet, candidate: Candidate, one_size: boo
         "candidate": candidate.label,
         "reference": "float32 in ONNX Runtime",
         **cases.about,
+        **(int8 if model.precision.arithmetic == "int8" else {}),
         **seam,
     }

@@ -29,7 +29,7 @@ from jobs.bring import bring, digest_of, find_files
 from jobs.cases import CaseSet
 from jobs.engine import batch_spec, describe_engine, open_cache
 from jobs.folders import cache_folder
-from jobs.judge import Remembered, judge, open_candidate, open_reference, takes_one_size
+from jobs.judge import Remembered, judge, open_candidate, open_reference, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import (
     Built,
@@ -228,7 +228,8 @@ def _type(desk: Desk, precision: Precision) -> Typed:
     if precision != Precision():
         desk.work.put(f"graphs/{precision}.onnx", model.path.read_bytes())
     obtained = model.conversion.obtained
-    fault = "" if obtained == precision else f"the graph is {obtained}, it has nothing to compute in {precision}"
+    why = f"the graph is {obtained}, it has nothing to compute in {precision}; ask for {obtained}"
+    fault = "" if obtained == precision else why
     return Typed(str(obtained), str(model.conversion.layers), model.graph_sha256, model.weights_sha256, fault)
 
 
@@ -261,7 +262,7 @@ def _gate(desk: Desk, precision: Precision) -> Judged:
     reports = desk.work.folder / "reports"
     reports.mkdir(exist_ok=True)
     keep_reports(folder, reports, precision)
-    return judged(verdict, desk.package.contract.output.units)
+    return judged(verdict, units_of(desk.setting))
 
 
 def _bench(desk: Desk, _: Precision) -> Measured:

@@ -14,7 +14,7 @@ from jobs.bench import measure
 from jobs.cases import CaseSet
 from jobs.engine import GRAPHS, batch_spec, open_cache, typed_graph
 from jobs.folders import cache_folder
-from jobs.judge import judge, open_candidate, open_reference, takes_one_size
+from jobs.judge import judge, open_candidate, open_reference, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import Judged, Measured, judged
 from jobs.setting import Purpose, find_setting
@@ -43,7 +43,7 @@ def try_package(
             verdict = judge(setting, cases, reference, candidate, runtime, Path(folder), watcher.says)
             keep_reports(Path(folder), out, precision)
         supplied.engine.close()
-        verdicts[str(precision)] = judged(verdict, package.contract.output.units)
+        verdicts[str(precision)] = judged(verdict, units_of(setting))
     return verdicts
 
 

@@ -196,3 +196,15 @@ def test_weights_kept_beside_the_model_are_typed_too(tmp_path):
     split = type_model(load_package(package), Precision("half"), tmp_path / "graphs")
     assert (split.graph_sha256, split.weights_sha256) == (whole.graph_sha256, whole.weights_sha256)
     assert numpy_helper.to_array(onnx.load(split.path).graph.initializer[0]).size
+
+
+def test_an_engine_file_of_onnx_runtime_holds_weights_that_lay_beside_the_model(cache, tmp_path):
+    folder = write_package(UNET, tmp_path / "spread")
+    batch = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    wanted = OrtEngine(folder / "model.onnx")(batch)
+    graph = onnx.load(folder / "model.onnx")
+    onnx.save(graph, folder / "model.onnx", save_as_external_data=True, location="w", size_threshold=99)
+    model = type_model(load_package(folder), Precision(), tmp_path)
+    supply(OnnxRuntime(), cache, model, SPEC).engine.close()
+    (folder / "w").unlink()
+    np.testing.assert_array_equal(supply(OnnxRuntime(), cache, model, SPEC).engine(batch), wanted)

@@ -1,0 +1,129 @@
+"""Commands of engines as a user runs them: prebuilt, listed, judged, measured; on this machine and on the cluster."""
+
+import json
+
+import pytest
+import ray
+import yaml
+from click.testing import CliRunner
+
+from engines.registry import Registry
+from engines.zoo import UnetSpec, write_package
+from jobs import trial
+from jobs.bench import Effort
+from jobs.cli import main
+from jobs.outcome import Exit
+
+SHAPE = ("--shape", "1x32x32")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SQUALL_REGISTRY", str(tmp_path / "registry"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(trial, "Effort", lambda: Effort(seconds=0.05, rounds=2, most=4))
+    return tmp_path
+
+
+@pytest.fixture
+def unet(home):
+    return write_package(UnetSpec(width=2, depth=1, frames=2, leads=3), home / "unet")
+
+
+def squall(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("command", ["build", "list", "gate", "bench", "explain-key"])
+def test_every_command_explains_itself_with_an_example(command):
+    done = squall("engine", command, "--help")
+    assert done.exit_code == 0
+    assert f"squall engine {command}" in done.output.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_publish_explains_its_exit_codes():
+    said = squall("publish", "--help").output
+    assert "squall publish unet.onnx --contract unet.yaml --as rain" in said
+    assert "6 refused by the gate" in " ".join(said.split())
+
+
+def test_an_engine_is_built_once_and_listed(unet):
+    words = ("engine", "build", unet, "--precision", "float32,half", *SHAPE, "--format", "json")
+    first, again = (json.loads(squall(*words).stdout) for _ in range(2))
+    assert [(row["place"], row["precision"], row["how"]) for row in first] == [
+        ("here", "float32", "built"), ("here", "half", "built")
+    ]  # fmt: skip
+    assert [row["how"] for row in again] == ["loaded", "loaded"]
+    listed = json.loads(squall("engine", "list", "--format", "json").stdout)
+    assert {row["digest"] for row in listed} == {row["digest"] for row in first}
+    assert {row["precision"] for row in listed} == {"float32", "half"}
+    assert "half" in squall("engine", "list").stdout
+
+
+def test_an_empty_cache_says_how_to_begin():
+    assert "squall engine build" in squall("engine", "list").stdout
+
+
+def test_a_package_of_the_registry_is_named_with_a_version_or_an_alias(unet, home):
+    Registry(home / "registry").add(unet, "rain")
+    assert squall("engine", "build", "registry:rain@1.0", *SHAPE).exit_code == 0
+    done = squall("engine", "build", "registry:rain", *SHAPE)
+    assert (done.exit_code, "in production" in done.stderr) == (5, True)
+
+
+def test_a_builtin_model_needs_the_product_for_whose_grid_it_is_written(product, home):
+    done = squall("engine", "build", "builtin:unet")
+    assert (done.exit_code, "--product" in done.stderr) == (5, True)
+    words = ("engine", "build", "builtin:persistence", "--product", product, "--format", "json")
+    assert json.loads(squall(*words).stdout)[0]["how"] == "built"
+
+
+def test_the_gate_ends_with_0_or_6_and_writes_its_reports(unet, home):
+    words = ("engine", "gate", unet, "--precision", "half", *SHAPE, "--out", home / "reports")
+    assert squall(*words).exit_code == Exit.PUBLISHED
+    assert {p.name for p in (home / "reports").iterdir()} == {"gate-half.html", "gate-half.json"}
+    contract = yaml.safe_load((unet / "model.yaml").read_text()) | {"gate": {"moved_codes": 0}}
+    (unet / "model.yaml").write_text(yaml.safe_dump(contract))
+    done = squall(*words, "--format", "json")
+    assert done.exit_code == Exit.REFUSED
+    assert json.loads(done.stdout)["verdicts"]["half"]["failures"][0]["measure"] == "moved_codes"
+    assert json.loads((home / "reports/gate-half.json").read_text())["verdict"] == "no-go"
+
+
+def test_the_gate_of_a_product_cuts_cases_from_its_store(unet, home, product):
+    words = ("--product", product, "--shape", "1x64x64", "--out", home / "reports")
+    done = squall("engine", "gate", unet, "--precision", "half", *words)
+    assert done.exit_code in (Exit.PUBLISHED, Exit.REFUSED), done.stderr
+    about = json.loads((home / "reports/gate-half.json").read_text())["about"]
+    assert "cut from precip_rate of radar.zarr" in about["cases"]
+
+
+def test_the_bench_writes_its_page_and_says_its_headline(unet, home):
+    done = squall("engine", "bench", unet, "--precision", "half", *SHAPE, "--out", home / "bench", "--format", "json")
+    assert done.exit_code == 0, done.stderr
+    assert "ONNX Runtime" in json.loads(done.stdout)["headline"]
+    assert {p.name for p in (home / "bench").iterdir()} == {"bench.html", "bench.json"}
+
+
+# other GPUs, on the cluster
+
+
+def test_another_gpu_without_a_cluster_is_refused(unet):
+    done = squall("engine", "build", unet, *SHAPE, "--for-gpus", "here,A100")
+    assert (done.exit_code, "set RAY_ADDRESS" in done.stderr) == (5, True)
+
+
+@pytest.mark.ray
+def test_a_gpu_of_the_cluster_builds_its_own_engine_and_one_that_is_not_there_is_named(unet):
+    ray.init(address="local", num_cpus=1, num_gpus=1, resources={"accelerator_type:A100": 1}, include_dashboard=False,
+             object_store_memory=10**8, log_to_driver=False, _node_ip_address="127.0.0.1")  # fmt: skip
+    try:
+        words = ("engine", "build", unet, "--precision", "half", *SHAPE, "--format", "json")
+        rows = json.loads(squall(*words, "--for-gpus", "a100,here").stdout)
+        assert [row["place"] for row in rows] == ["A100", "here"]
+        assert rows[0]["digest"] == rows[1]["digest"]  # the node is this machine, and without a real GPU
+        done = squall(*words, "--for-gpus", "H200")
+        assert (done.exit_code, "no GPU H200 in the cluster; it has A100" in done.stderr) == (5, True), done.stderr
+    finally:
+        ray.shutdown()
