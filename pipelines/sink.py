@@ -37,7 +37,7 @@ from pipelines.cycles import (
     product_folder,
 )
 from pipelines.errors import AlreadyPublishedError, IncompleteError, OutputError
-from pipelines.files import make_folders, output_errors, replace_file, sync_folder, sync_folders, write_file
+from pipelines.files import make_folders, output_errors, replace_file, sync_folder, sync_folders, write_files
 from pipelines.grid import Grid, Window
 from pipelines.layout import Layout, choose_layout
 from pipelines.shard import encode_shard, shard_fault
@@ -201,10 +201,9 @@ def _write_metadata(draft: Draft, files: Mapping[str, bytes]) -> None:
     (Path(draft.staging) / "parts").mkdir()
     for row in range(draft.layout.shard_grid[0]):
         (draft.store / draft.layout.shard_key(row, 0)).parent.mkdir(parents=True)
-    for key, data in files.items():
-        path = draft.store / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data)
+    for key in files:
+        (draft.store / key).parent.mkdir(parents=True, exist_ok=True)
+    write_files({draft.store / key: data for key, data in files.items()})
 
 
 def _part(draft: Draft) -> Path:

@@ -454,7 +454,7 @@ def test_a_hindcast_can_be_published_into_a_day_that_retention_just_removed(shel
 
 
 def test_open_draft_cleans_up_after_itself(shelf, monkeypatch):
-    monkeypatch.setattr(sink, "write_file", full_disk)
+    monkeypatch.setattr(sink, "write_files", full_disk)
     with pytest.raises(OutputError):
         open_draft(
             shelf.root, "rain", np.datetime64(TIME, "ns"), shelf.grid, shelf.leads, shelf.layout, {"units": "1"},
