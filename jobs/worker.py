@@ -1,18 +1,16 @@
 """The worker: one engine (on one GPU where there is one), fed block after block. Where grids and engines meet."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from engines.base import Engine
 from engines.ort import OrtEngine
 from pipelines.run import BlockResult, Forecaster, Infer, Read, run_block
 from pipelines.sink import Draft
-from pipelines.source import Cycle, Source, cut
+from pipelines.source import Cycle, Part, Source, cut
 from pipelines.tiling import Block, Tiling
 from pipelines.transform import Decoder, Encoder
 
@@ -46,18 +44,20 @@ class Worker:
             mask_from_input=setup.mask_from_input,
         )
 
-    def run(self, block: Block, cycle: Cycle, draft: Draft, frames: Source | NDArray[np.generic]) -> BlockResult:
+    def run(self, block: Block, cycle: Cycle, draft: Draft, *frames: Source | Part) -> BlockResult:
         """Make one block of a cycle.
 
         Args:
-            frames: whole frames (frame, y, x), codes as stored, that the node shares; or the source to read from.
+            frames: parts of the frames that the node shares and the block lies in; or the source to read from.
         """
         return run_block(block, self._reader(cycle, frames), self._forecaster, draft)
 
-    def _reader(self, cycle: Cycle, frames: Source | NDArray[np.generic]) -> Read:
-        if isinstance(frames, Source):
-            return partial(frames.read, cycle)
-        return partial(cut, frames, fill=self._forecaster.decoder.encoding.fill)
+    def _reader(self, cycle: Cycle, frames: Sequence[Source | Part]) -> Read:
+        parts = [part for part in frames if isinstance(part, Part)]
+        if parts:
+            return partial(cut, parts, fill=self._forecaster.decoder.encoding.fill)
+        (source,) = (source for source in frames if isinstance(source, Source))
+        return partial(source.read, cycle)
 
     def pid(self) -> int:
         """The process, for monitoring and tests."""

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,9 +63,13 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folders(top: Path) -> None:
-    """Waits until the disk has the entries of a folder and of all folders below it."""
-    folders = [Path(folder) for folder, _, _ in os.walk(top)]
+def folders_of(top: Path) -> list[Path]:
+    """A folder and all folders below it."""
+    return [Path(folder) for folder, _, _ in os.walk(top)]
+
+
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Waits until the disk has the entries of all folders."""
     with ThreadPoolExecutor(_TOGETHER) as pool:
         list(pool.map(sync_folder, folders))
 

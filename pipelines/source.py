@@ -5,7 +5,7 @@ A reader of an append-only store sees what its consolidated metadata shows, wher
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +29,7 @@ from pipelines.product import InputSpec, Product
 __all__ = [
     "Cycle",
     "Encoding",
+    "Part",
     "Source",
     "check_missing",
     "check_times",
@@ -75,9 +76,17 @@ class Source:
         return f"{self.variable!r} in {self.store}"
 
     @property
-    def is_one_chunk_per_frame(self) -> bool:
-        """True if reading any window decodes the whole frame, so that a node had better read it once."""
-        return all(chunk >= size for chunk, size in zip(self.chunks[1:], self.grid.shape, strict=True))
+    def strips(self) -> tuple[Window, ...]:
+        """The grid cut into rows of chunks; each chunk lies in one of them."""
+        height, width = self.grid.shape
+        return tuple(Window(y, min(y + self.chunks[1], height), 0, width) for y in range(0, height, self.chunks[1]))
+
+    def count_chunks(self, window: Window) -> int:
+        """Chunks of a frame that reading a window decodes."""
+        inside, (_, height, width) = window.clip(self.grid.window), self.chunks
+        rows = -(-inside.y1 // height) - inside.y0 // height
+        columns = -(-inside.x1 // width) - inside.x0 // width
+        return rows * columns if inside.cells else 0
 
     def refresh(self) -> "Source":
         """The source as its store stands now; of a time axis that grew only the new end is read.
@@ -111,7 +120,7 @@ class Source:
         return raw
 
     def read_frames(self, cycle: Cycle) -> Raw:
-        """Codes of the cycle's whole frames, (frame, y, x): once a node, for `cut` to serve windows from."""
+        """Codes of the cycle's whole frames, (frame, y, x)."""
         return self.read(cycle, self.grid.window)
 
     def check_still_there(self) -> None:
@@ -176,17 +185,26 @@ def find_inputs(source: Source, product: Product, reference_time: np.datetime64 
     return replace(cycle, frame_indices=tuple(indices))
 
 
-def cut(frames: Raw, window: Window, fill: float) -> Raw:
-    """Codes of a window of whole frames, (frame, y, x); cells outside the grid hold `fill`.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Frames (frame, y, x), codes as stored, of a window of the grid."""
 
-    A window inside the grid is a view of `frames`, not a copy.
+    window: Window
+    raw: Raw
+
+
+def cut(parts: Sequence[Part], window: Window, fill: float) -> Raw:
+    """Codes of a window of frames read before, (frame, y, x); cells that are in no part hold `fill`.
+
+    A window inside one part is a view of it, not a copy.
     """
-    grid = Window(0, frames.shape[-2], 0, frames.shape[-1])
-    if grid.contains(window):
-        return frames[:, *window.slices]
-    raw = np.full((len(frames), *window.shape), fill, frames.dtype)
-    inside = window.clip(grid)
-    raw[:, *inside.within(window).slices] = frames[:, *inside.slices]
+    for part in parts:
+        if part.window.contains(window):
+            return part.raw[:, *window.within(part.window).slices]
+    raw = np.full((len(parts[0].raw), *window.shape), fill, parts[0].raw.dtype)
+    for part in parts:
+        shared = window.clip(part.window)
+        raw[:, *shared.within(window).slices] = part.raw[:, *shared.within(part.window).slices]
     return raw
 
 

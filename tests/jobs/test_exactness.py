@@ -12,9 +12,10 @@ from engines.ort import OrtEngine
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
 from jobs.prepare import model_needs
 from pipelines.encoding import Encoding
+from pipelines.grid import Window
 from pipelines.product import Packing
 from pipelines.run import Forecaster, Reuse, Stopwatch, infer_block
-from pipelines.source import cut
+from pipelines.source import Part, cut
 from pipelines.tiling import Tiling, round_up
 from pipelines.transform import Decoder, Encoder
 
@@ -55,11 +56,11 @@ def forecast(frames, forecaster: Forecaster, tiling: Tiling, batch: int = 1) -> 
     """Packed codes (lead, y, x) of the whole grid, block by block."""
     forecaster = replace(forecaster, tiling=tiling, batch=batch, reuse=Reuse())
     codes = np.empty((forecaster.leads, *tiling.grid), np.int16)
+    whole = Part(Window(0, tiling.grid[0], 0, tiling.grid[1]), frames)
     for block in tiling.blocks():
         seen = tiling.reads(block)
-        codes[:, *block.window.slices] = infer_block(cut(frames, seen, MISSING), seen, block, forecaster, Stopwatch())[
-            0
-        ]
+        raw = cut([whole], seen, MISSING)
+        codes[:, *block.window.slices] = infer_block(raw, seen, block, forecaster, Stopwatch())[0]
     return codes
 
 
