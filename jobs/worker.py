@@ -42,6 +42,7 @@ class Worker:
             leads=len(setup.leads),
             batch=setup.batch,
             mask_from_input=setup.mask_from_input,
+            threads=setup.threads,
         )
 
     def run(self, block: Block, cycle: Cycle, draft: Draft, *frames: Source | Part) -> BlockResult:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -108,7 +109,11 @@ def constant_key(raw: Raw) -> Key | None:
 
 @dataclass(frozen=True)
 class Forecaster:
-    """Everything that turns the frames of a block into packed codes; one a worker, kept from cycle to cycle."""
+    """Everything that turns the frames of a block into packed codes; one a worker, kept from cycle to cycle.
+
+    Attributes:
+        threads: that pack, encode and write a block; the forecast does not depend on them.
+    """
 
     tiling: Tiling
     decoder: Decoder
@@ -117,6 +122,7 @@ class Forecaster:
     leads: int
     batch: int = 1
     mask_from_input: bool = True
+    threads: int = 1
     reuse: Reuse = field(default_factory=Reuse)
 
 
@@ -124,15 +130,19 @@ class CropCanvas:
     """A block's packed codes (lead, y, x), each cell written by the one tile whose core it is in."""
 
     def __init__(self, forecaster: Forecaster, block: Block) -> None:
-        self._encoder, self._window = forecaster.encoder, block.window
+        self._encoder, self._window, self._threads = forecaster.encoder, block.window, forecaster.threads
         self.codes = np.empty((forecaster.leads, *block.window.shape), forecaster.encoder.dtype)
 
     def add(self, out: Result, tile: Tile) -> None:
         target, part = self.codes[:, *tile.core.within(self._window).slices], crop(out, tile)
         if part.dtype == target.dtype:
             target[...] = part
-        else:
+        elif self._threads == 1:
             self._encoder.encode(part, target)
+        else:
+            pieces = (np.array_split(array, self._threads) for array in (part, target))
+            with ThreadPoolExecutor(self._threads) as pool:
+                list(pool.map(self._encoder.encode, *pieces))
 
     def ready(self, out: NDArray[np.float32]) -> Result:
         """Packed codes of a whole tile: packed once, added many times."""
@@ -182,7 +192,7 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
     with watch("write"):
         if forecaster.mask_from_input:
             forecaster.encoder.mask(codes, forecaster.decoder.is_missing(here[-1]))
-        written = write_block(draft, block.window, codes)
+        written = write_block(draft, block.window, codes, forecaster.threads)
     missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
     return BlockResult(block.index, run, reused, missing, written, watch.seconds())
 

@@ -14,9 +14,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +148,13 @@ def describe(
         sync_folders(folders_of(draft.store))
 
 
-def write_block(draft: Draft, window: Window, codes: NDArray[Any]) -> int:
+def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int = 1) -> int:
     """Writes the shards of one block and returns their bytes; safe to repeat, also at the same time.
 
     Args:
         window: the cells of the block: whole shards, or up to the end of the grid.
         codes: (lead, y, x) packed codes; missing cells hold the fill value. Not changed.
+        threads: shards that are encoded and written at the same time.
 
     Raises:
         OutputError: the block cuts a shard, `codes` do not fit it, or the disk refuses.
@@ -164,14 +167,9 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any]) -> int:
             f"block {window} got {codes.dtype} codes of (lead, y, x) {codes.shape}; "
             f"expected {layout.dtype} of {expected}"
         )
-    written = 0
-    for row, column in shards:
-        part = codes[:, *layout.shard_window(row, column).within(window).slices]
-        data = encode_shard(part, layout)
-        with output_errors(Path(draft.staging)):
-            replace_file(draft.store / layout.shard_key(row, column), data, _part(draft))
-        written += len(data)
-    return written
+    parts = [codes[:, *layout.shard_window(*shard).within(window).slices] for shard in shards]
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(partial(_write_shard, draft), shards, parts))
 
 
 def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False) -> PublishedCycle:
@@ -238,6 +236,13 @@ def point_latest(root: str, product: str) -> None:
         fresh.symlink_to(os.path.relpath(newest.path, folder))
         os.replace(fresh, folder / LATEST)
         sync_folder(folder)
+
+
+def _write_shard(draft: Draft, shard: tuple[int, int], codes: NDArray[Any]) -> int:
+    data = encode_shard(codes, draft.layout)
+    with output_errors(Path(draft.staging)):
+        replace_file(draft.store / draft.layout.shard_key(*shard), data, _part(draft))
+    return len(data)
 
 
 def _make_room(draft: Draft) -> None:

@@ -60,7 +60,7 @@ class Logarithm:
     @property
     def dry_below(self) -> np.float32:
         """The number in model space below which every value is 0."""
-        return np.nextafter(np.float32(self.least), np.float32(-np.inf))
+        return np.float32(np.nextafter(np.float32(self.least), np.float32(-np.inf)))
 
     def apply(self, values: Floats) -> None:
         dry = values < self.threshold

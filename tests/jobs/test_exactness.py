@@ -94,6 +94,15 @@ def test_a_halo_below_the_radius_leaves_seams(whole):
     assert (found != expected).any()
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_that_pack_do_not_change_a_bit(whole, threads):
+    forecaster, radius, stride = whole
+    grid = (6 * stride + radius, 5 * stride + radius)
+    frames, tiling = frames_of(grid, 1), whole_frame(grid, stride)
+    several = forecast(frames, replace(forecaster, threads=threads), tiling)
+    np.testing.assert_array_equal(several, forecast(frames, forecaster, tiling))
+
+
 def test_threads_of_an_inference_do_not_change_a_bit(whole, tmp_path):
     forecaster, radius, stride = whole
     model = next(spec for name, spec in SPECS.items() if spec.radius == radius and spec.stride == stride)
