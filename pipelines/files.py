@@ -3,11 +3,11 @@
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import OutputError
+from pipelines.threads import map_on
 
 _TOGETHER = 4  # a file system commits at once what is asked of it at once: four waits cost little more than one
 
@@ -33,8 +33,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Writes new read-only files and waits until the disk has them all; an existing one is an error."""
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        list(pool.map(write_file, files, files.values()))
+    map_on(_TOGETHER, write_file, files, files.values())
 
 
 def replace_file(path: Path, data: bytes, temporary: Path) -> None:
@@ -70,8 +69,7 @@ def folders_of(top: Path) -> list[Path]:
 
 def sync_folders(folders: Iterable[Path]) -> None:
     """Waits until the disk has the entries of all folders."""
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        list(pool.map(sync_folder, folders))
+    map_on(_TOGETHER, sync_folder, folders)
 
 
 def _free_bytes(path: Path) -> str:

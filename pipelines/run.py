@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +15,7 @@ from pipelines.grid import Window
 from pipelines.mosaic import Feather, crop
 from pipelines.sink import Draft, write_block
 from pipelines.source import count_missing
+from pipelines.threads import map_on
 from pipelines.tiling import Block, Tile, Tiling
 from pipelines.transform import Decoder, Encoder
 
@@ -137,12 +137,9 @@ class CropCanvas:
         target, part = self.codes[:, *tile.core.within(self._window).slices], crop(out, tile)
         if part.dtype == target.dtype:
             target[...] = part
-        elif self._threads == 1:
-            self._encoder.encode(part, target)
         else:
             pieces = (np.array_split(array, self._threads) for array in (part, target))
-            with ThreadPoolExecutor(self._threads) as pool:
-                list(pool.map(self._encoder.encode, *pieces))
+            map_on(self._threads, self._encoder.encode, *pieces)
 
     def ready(self, out: NDArray[np.float32]) -> Result:
         """Packed codes of a whole tile: packed once, added many times."""

@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,6 +50,7 @@ from pipelines.files import (
 from pipelines.grid import Grid, Window
 from pipelines.layout import Layout, choose_layout
 from pipelines.shard import encode_shard, shard_fault
+from pipelines.threads import map_on
 
 __all__ = [
     "Draft", "Layout", "Provenance", "abort", "choose_layout", "describe", "expire", "make_draft", "open_draft",
@@ -168,8 +168,7 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int 
             f"expected {layout.dtype} of {expected}"
         )
     parts = [codes[:, *layout.shard_window(*shard).within(window).slices] for shard in shards]
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(partial(_write_shard, draft), shards, parts))
+    return sum(map_on(threads, partial(_write_shard, draft), shards, parts))
 
 
 def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False) -> PublishedCycle:

@@ -6,7 +6,6 @@ A reader of an append-only store sees what its consolidated metadata shows, wher
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.buffer.cpu import NDBuffer
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
 
@@ -25,6 +25,7 @@ from pipelines.errors import CorruptInputError, InputError, NotYetError, Pipelin
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, text_of
 from pipelines.grid import Grid, Window
 from pipelines.product import InputSpec, Product
+from pipelines.threads import map_on
 
 __all__ = [
     "Cycle",
@@ -100,7 +101,7 @@ class Source:
         """Codes of the cycle's frames in a window, (frame, y, x), in the encoding's dtype.
 
         The window may reach beyond the grid. Cells outside it and frames that are not there hold
-        `encoding.fill`. Memory: about twice the window, and for each frame the chunk that is being decoded.
+        `encoding.fill`. Memory: the window, and for each frame the chunk that is being decoded.
 
         Raises:
             CorruptInputError: stored bytes are damaged or cannot be read (names frame and window), or the store
@@ -114,8 +115,7 @@ class Source:
         if not inside.cells or not frames:
             return raw
         target = raw[:, *inside.within(window).slices]
-        with ThreadPoolExecutor(len(frames)) as pool:
-            list(pool.map(lambda position: self._read_frame(cycle, position, inside, target[position]), frames))
+        map_on(len(frames), lambda position: self._read_frame(cycle, position, inside, target[position]), frames)
         self.check_still_there()
         return raw
 
@@ -137,7 +137,8 @@ class Source:
     def _read_frame(self, cycle: Cycle, position: int, window: Window, target: Raw) -> None:
         frame = f"frame {text_of(cycle.frame_times[position])} of {self.where}, window {window},"
         with _reading(frame, CorruptInputError):
-            target[...] = self._array()[cycle.frame_indices[position], *window.slices]
+            selection = cycle.frame_indices[position], *window.slices
+            self._array().get_basic_selection(selection, out=NDBuffer.from_numpy_array(target))
 
     def _chunk_keys(self, index: int) -> Iterator[str]:
         array = self._array()
