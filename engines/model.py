@@ -181,7 +181,7 @@ class GateLimits(Part):
     """
 
     max_error: OneOrTwo = _limit(float("inf"))
-    rmse_over_std: OneOrTwo = _limit(0.005)
+    rmse_over_std: OneOrTwo = _limit(0.008)
     bias: OneOrTwo = _limit(0.002)
     maximum_bias: OneOrTwo = _limit(0.018)
     nan_cells: OneOrTwo = _limit(0)

@@ -17,7 +17,7 @@ from pipelines.errors import ConfigError, InputError
 from pipelines.frames import text_of
 from pipelines.grid import Window
 from pipelines.product import Product
-from pipelines.source import Cycle, Source, cut, find_inputs
+from pipelines.source import Cycle, Part, Source, cut, find_inputs
 from pipelines.storms import FILL_VALUE, SCALE_FACTOR, draw_storms
 from pipelines.tiling import Shape
 from pipelines.transform import Decoder, ModelNeeds, make_decoder
@@ -123,7 +123,7 @@ def _places(product: Product, source: Source, decoder: Decoder, size: Shape) -> 
     found = []
     for cycle in _cycles(product, source):
         newest = replace(cycle, frame_times=cycle.frame_times[-1:], frame_indices=cycle.frame_indices[-1:])
-        frame = source.read_frames(newest)
+        frame = [Part(source.grid.window, source.read_frames(newest))]
         for window in _windows(source.grid.shape, size):
             codes = cut(frame, window, source.encoding.fill)
             known = 1.0 - float(decoder.is_missing(codes).mean())

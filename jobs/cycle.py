@@ -1,23 +1,22 @@
 """One cycle, from frames to a published forecast: inputs, draft, blocks, check, publish, or nothing at all."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from time import monotonic, sleep
-from typing import Any
 
 import numpy as np
-import ray
 
 from jobs.drive import Drive, Progress
+from jobs.frames import SharedFrames, share_frames
 from jobs.pool import Pool
 from jobs.prepare import Prepared
 from pipelines.cycles import find_cycle
 from pipelines.errors import AlreadyPublishedError, IncompleteError, NotYetError
 from pipelines.run import BlockResult, Seconds
-from pipelines.sink import Draft, abort, expire, open_draft, publish, sweep, write_block
+from pipelines.sink import Draft, abort, describe, expire, make_draft, publish, sweep, write_block
 from pipelines.source import Cycle, Source, check_missing, find_inputs
 from pipelines.tiling import Block
 
@@ -87,8 +86,11 @@ def run_cycle(
     waited = monotonic() - start
     sweep(prepared.product.output.store, prepared.product.name)
     try:
-        with _shared_frames(source, cycle) as frames, _draft(prepared, cycle, replace_published) as draft:
-            report = _fill(prepared, pool, cycle, draft, frames.result(), start, progress)
+        with _draft(prepared, cycle, replace_published) as draft, ThreadPoolExecutor(1) as side:
+            frames = share_frames(source, cycle, prepared.plan.tiling, side)
+            described = side.submit(_describe, prepared, cycle, draft)
+            report = _fill(prepared, pool, cycle, draft, frames, start, progress)
+            described.result()
             publishing = monotonic()
             path = publish(draft, _outcome(report), replace_published).path
             done = monotonic()
@@ -120,22 +122,19 @@ def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) ->
 def _draft(prepared: Prepared, cycle: Cycle, replace_published: bool) -> Iterator[Draft]:
     """A draft of the cycle, removed if it does not come to be published."""
     product = prepared.product
-    draft = open_draft(
-        product.output.store,
-        product.name,
-        cycle.reference_time,
-        prepared.source.grid,
-        product.leads,
-        prepared.layout,
-        prepared.attributes,
-        prepared.provenance(cycle),
-        replace=replace_published,
+    draft = make_draft(
+        product.output.store, product.name, cycle.reference_time, prepared.layout, replace=replace_published
     )
     try:
         yield draft
     except BaseException:
         abort(draft)
         raise
+
+
+def _describe(prepared: Prepared, cycle: Cycle, draft: Draft) -> None:
+    grid, leads = prepared.source.grid, prepared.product.leads
+    describe(draft, grid, leads, prepared.attributes, prepared.provenance(cycle))
 
 
 def _already(prepared: Prepared, cycle: Cycle, note: str) -> CycleReport:
@@ -147,19 +146,19 @@ def _already(prepared: Prepared, cycle: Cycle, note: str) -> CycleReport:
 
 
 def _fill(
-    prepared: Prepared, pool: Pool, cycle: Cycle, draft: Draft, frames: Any, start: float, progress: Progress
+    prepared: Prepared, pool: Pool, cycle: Cycle, draft: Draft, frames: SharedFrames, start: float, progress: Progress
 ) -> CycleReport:
     """The draft with every shard written, and what it took.
 
     Raises:
         IncompleteError: blocks were given up and the product refuses gaps.
     """
-    blocks = prepared.plan.tiling.blocks()
-    deadline = prepared.product.deadline
+    tiling, deadline = prepared.plan.tiling, prepared.product.deadline
+    blocks = tiling.blocks()
     drive = Drive(
         pool,
         blocks,
-        (cycle, draft, frames),
+        lambda block: (cycle, draft, *frames.of(tiling.reads(block))),
         None if deadline is None else start + deadline.total_seconds(),
         progress,
     )
@@ -172,16 +171,6 @@ def _fill(
     _check_missing(prepared, cycle, results, complete=not given_up)
     gaps = _leave_gaps(prepared, draft, [(blocks[index], why) for index, why in sorted(given_up.items())])
     return _report(prepared, cycle, blocks, results, gaps)
-
-
-@contextmanager
-def _shared_frames(source: Source, cycle: Cycle) -> Iterator[Future[Any]]:
-    """In Ray's object store: whole frames, where the chunks of the store are whole frames; else the source.
-
-    They are read while the draft is opened: one waits for the processor, the other for the disk.
-    """
-    with ThreadPoolExecutor(1) as side:
-        yield side.submit(lambda: ray.put(source.read_frames(cycle) if source.is_one_chunk_per_frame else source))
 
 
 def _check_missing(prepared: Prepared, cycle: Cycle, results: list[BlockResult], complete: bool) -> None:

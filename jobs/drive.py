@@ -25,14 +25,14 @@ class Drive:
     """The blocks of one cycle on their way through a pool.
 
     Args:
-        arguments: what `Worker.run` gets after the block.
+        arguments: what `Worker.run` gets after the block; may raise a PipelineError.
         deadline: on the clock of `monotonic`, seconds; None = none.
         progress: called with blocks settled, blocks in all, and the results so far.
     """
 
     pool: Pool
     blocks: Sequence[Block]
-    arguments: tuple[Any, ...]
+    arguments: Callable[[Block], Sequence[Any]]
     deadline: float | None = None
     progress: Progress = lambda settled, total, results: None
     results: dict[int, BlockResult] = field(default_factory=dict)
@@ -96,8 +96,8 @@ class Drive:
     def _obey(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:
             if isinstance(decision, Assign):
-                worker = self.pool.workers[decision.worker]
-                ref = worker.run.remote(self.blocks[decision.block], *self.arguments)
+                worker, block = self.pool.workers[decision.worker], self.blocks[decision.block]
+                ref = worker.run.remote(block, *self.arguments(block))
                 self._flying[ref] = decision
 
 

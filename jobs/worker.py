@@ -1,17 +1,15 @@
 """The worker: one engine (on one GPU where there is one), fed block after block. Where grids and engines meet."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
 
 from engines.base import Engine, EngineError
 from jobs.engine import EngineOrder, describe_engine, open_engine
 from pipelines.run import BlockResult, Forecaster, Infer, Read, run_block
 from pipelines.sink import Draft
-from pipelines.source import Cycle, Source, cut
+from pipelines.source import Cycle, Part, Source, cut
 from pipelines.tiling import Block, Tiling
 from pipelines.transform import Decoder, Encoder
 
@@ -51,13 +49,14 @@ class Worker:
             leads=len(setup.leads),
             batch=setup.batch,
             mask_from_input=setup.mask_from_input,
+            threads=setup.order.threads,
         )
 
-    def run(self, block: Block, cycle: Cycle, draft: Draft, frames: Source | NDArray[np.generic]) -> BlockResult:
+    def run(self, block: Block, cycle: Cycle, draft: Draft, *frames: Source | Part) -> BlockResult:
         """Make one block of a cycle.
 
         Args:
-            frames: whole frames (frame, y, x), codes as stored, that the node shares; or the source to read from.
+            frames: parts of the frames that the node shares and the block lies in; or the source to read from.
 
         Raises:
             EngineError: the engine could not be opened.
@@ -66,10 +65,12 @@ class Worker:
             raise self._fault
         return replace(run_block(block, self._reader(cycle, frames), self._forecaster, draft), engine=self._engine)
 
-    def _reader(self, cycle: Cycle, frames: Source | NDArray[np.generic]) -> Read:
-        if isinstance(frames, Source):
-            return partial(frames.read, cycle)
-        return partial(cut, frames, fill=self._forecaster.decoder.encoding.fill)
+    def _reader(self, cycle: Cycle, frames: Sequence[Source | Part]) -> Read:
+        parts = [part for part in frames if isinstance(part, Part)]
+        if parts:
+            return partial(cut, parts, fill=self._forecaster.decoder.encoding.fill)
+        (source,) = (source for source in frames if isinstance(source, Source))
+        return partial(source.read, cycle)
 
     def pid(self) -> int:
         """The process, for monitoring and tests."""

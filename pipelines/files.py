@@ -2,11 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import OutputError
+from pipelines.threads import map_on
+
+_TOGETHER = 4  # a file system commits at once what is asked of it at once: four waits cost little more than one
 
 
 @contextmanager
@@ -26,6 +29,11 @@ def write_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(descriptor)
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Writes new read-only files and waits until the disk has them all; an existing one is an error."""
+    map_on(_TOGETHER, write_file, files, files.values())
 
 
 def replace_file(path: Path, data: bytes, temporary: Path) -> None:
@@ -54,10 +62,14 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folders(top: Path) -> None:
-    """Waits until the disk has the entries of a folder and of all folders below it."""
-    for folder, _, _ in os.walk(top, topdown=False):
-        sync_folder(Path(folder))
+def folders_of(top: Path) -> list[Path]:
+    """A folder and all folders below it."""
+    return [Path(folder) for folder, _, _ in os.walk(top)]
+
+
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Waits until the disk has the entries of all folders."""
+    map_on(_TOGETHER, sync_folder, folders)
 
 
 def _free_bytes(path: Path) -> str:

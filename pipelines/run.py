@@ -15,6 +15,7 @@ from pipelines.grid import Window
 from pipelines.mosaic import Feather, crop
 from pipelines.sink import Draft, write_block
 from pipelines.source import count_missing
+from pipelines.threads import map_on
 from pipelines.tiling import Block, Tile, Tiling
 from pipelines.transform import Decoder, Encoder
 
@@ -110,7 +111,11 @@ def constant_key(raw: Raw) -> Key | None:
 
 @dataclass(frozen=True)
 class Forecaster:
-    """Everything that turns the frames of a block into packed codes; one a worker, kept from cycle to cycle."""
+    """Everything that turns the frames of a block into packed codes; one a worker, kept from cycle to cycle.
+
+    Attributes:
+        threads: that pack, encode and write a block; the forecast does not depend on them.
+    """
 
     tiling: Tiling
     decoder: Decoder
@@ -119,6 +124,7 @@ class Forecaster:
     leads: int
     batch: int = 1
     mask_from_input: bool = True
+    threads: int = 1
     reuse: Reuse = field(default_factory=Reuse)
 
 
@@ -126,7 +132,7 @@ class CropCanvas:
     """A block's packed codes (lead, y, x), each cell written by the one tile whose core it is in."""
 
     def __init__(self, forecaster: Forecaster, block: Block) -> None:
-        self._encoder, self._window = forecaster.encoder, block.window
+        self._encoder, self._window, self._threads = forecaster.encoder, block.window, forecaster.threads
         self.codes = np.empty((forecaster.leads, *block.window.shape), forecaster.encoder.dtype)
 
     def add(self, out: Result, tile: Tile) -> None:
@@ -134,7 +140,8 @@ class CropCanvas:
         if part.dtype == target.dtype:
             target[...] = part
         else:
-            self._encoder.encode(part, target)
+            pieces = (np.array_split(array, self._threads) for array in (part, target))
+            map_on(self._threads, self._encoder.encode, *pieces)
 
     def ready(self, out: NDArray[np.float32]) -> Result:
         """Packed codes of a whole tile: packed once, added many times."""
@@ -184,7 +191,7 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
     with watch("write"):
         if forecaster.mask_from_input:
             forecaster.encoder.mask(codes, forecaster.decoder.is_missing(here[-1]))
-        written = write_block(draft, block.window, codes)
+        written = write_block(draft, block.window, codes, forecaster.threads)
     missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
     return BlockResult(block.index, run, reused, missing, written, watch.seconds())
 

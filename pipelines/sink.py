@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,23 @@ from pipelines.cycles import (
     product_folder,
 )
 from pipelines.errors import AlreadyPublishedError, IncompleteError, OutputError
-from pipelines.files import make_folders, output_errors, replace_file, sync_folder, sync_folders, write_file
+from pipelines.files import (
+    folders_of,
+    make_folders,
+    output_errors,
+    replace_file,
+    sync_folder,
+    sync_folders,
+    write_files,
+)
 from pipelines.grid import Grid, Window
 from pipelines.layout import Layout, choose_layout
 from pipelines.shard import encode_shard, shard_fault
+from pipelines.threads import map_on
 
 __all__ = [
-    "Draft", "Layout", "Provenance", "abort", "choose_layout", "expire", "open_draft", "point_latest", "publish",
-    "sweep", "write_block",
+    "Draft", "Layout", "Provenance", "abort", "choose_layout", "describe", "expire", "make_draft", "open_draft",
+    "point_latest", "publish", "sweep", "write_block",
 ]  # fmt: skip
 
 _NAMED = 8  # shards or files that a message names before it only counts
@@ -78,37 +88,73 @@ def open_draft(
 ) -> Draft:
     """A store with all metadata and coordinates and no shards yet, in a staging folder of its own.
 
-    Args:
-        attributes: of the variable; `units` is required, standard_name and long_name are wise.
-        replace: whether the cycle may be published already.
-
-    Raises:
-        AlreadyPublishedError: the cycle is published and `replace` is False.
-        ConfigError: grid, lead times, layout and names do not fit each other.
-        OutputError: the store cannot be written (names the path and the free bytes).
+    Args and errors: of `make_draft` and of `describe`.
     """
-    if not replace:
-        _refuse_published(find_cycle(root, product, reference_time))
-    files = store_files(product, reference_time, grid, lead_times, layout, attributes, provenance)
-    label = cycle_name(reference_time).replace("/", "")
-    with output_errors(product_folder(root, product)):
-        path = staging.make_staging(root, product, label)
-    draft = Draft(root, product, reference_time, str(path), layout)
+    draft = make_draft(root, product, reference_time, layout, replace)
     try:
-        with output_errors(path):
-            _write_metadata(draft, files)
+        describe(draft, grid, lead_times, attributes, provenance)
     except BaseException:
         abort(draft)
         raise
     return draft
 
 
-def write_block(draft: Draft, window: Window, codes: NDArray[Any]) -> int:
+def make_draft(root: str, product: str, reference_time: np.datetime64, layout: Layout, replace: bool = False) -> Draft:
+    """An empty store with room for shards, in a staging folder of its own; `describe` it before it is published.
+
+    Args:
+        replace: whether the cycle may be published already.
+
+    Raises:
+        AlreadyPublishedError: the cycle is published and `replace` is False.
+        OutputError: the store cannot be written (names the path and the free bytes).
+    """
+    if not replace:
+        _refuse_published(find_cycle(root, product, reference_time))
+    label = cycle_name(reference_time).replace("/", "")
+    with output_errors(product_folder(root, product)):
+        path = staging.make_staging(root, product, label)
+    draft = Draft(root, product, reference_time, str(path), layout)
+    try:
+        with output_errors(path):
+            _make_room(draft)
+    except BaseException:
+        abort(draft)
+        raise
+    return draft
+
+
+def describe(
+    draft: Draft,
+    grid: Grid,
+    lead_times: Sequence[timedelta],
+    attributes: Mapping[str, Attribute],
+    provenance: Provenance,
+) -> None:
+    """Writes all metadata and coordinates, once; shards may be written at the same time.
+
+    Args:
+        attributes: of the variable; `units` is required, standard_name and long_name are wise.
+
+    Raises:
+        ConfigError: grid, lead times, layout and names do not fit each other.
+        OutputError: the store cannot be written (names the path and the free bytes).
+    """
+    files = store_files(draft.product, draft.reference_time, grid, lead_times, draft.layout, attributes, provenance)
+    with output_errors(Path(draft.staging)):
+        for key in files:
+            (draft.store / key).parent.mkdir(parents=True, exist_ok=True)
+        write_files({draft.store / key: data for key, data in files.items()})
+        sync_folders(folders_of(draft.store))
+
+
+def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int = 1) -> int:
     """Writes the shards of one block and returns their bytes; safe to repeat, also at the same time.
 
     Args:
         window: the cells of the block: whole shards, or up to the end of the grid.
         codes: (lead, y, x) packed codes; missing cells hold the fill value. Not changed.
+        threads: shards that are encoded and written at the same time.
 
     Raises:
         OutputError: the block cuts a shard, `codes` do not fit it, or the disk refuses.
@@ -121,14 +167,8 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any]) -> int:
             f"block {window} got {codes.dtype} codes of (lead, y, x) {codes.shape}; "
             f"expected {layout.dtype} of {expected}"
         )
-    written = 0
-    for row, column in shards:
-        part = codes[:, *layout.shard_window(row, column).within(window).slices]
-        data = encode_shard(part, layout)
-        with output_errors(Path(draft.staging)):
-            replace_file(draft.store / layout.shard_key(row, column), data, _part(draft))
-        written += len(data)
-    return written
+    parts = [codes[:, *layout.shard_window(*shard).within(window).slices] for shard in shards]
+    return sum(map_on(threads, partial(_write_shard, draft), shards, parts))
 
 
 def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False) -> PublishedCycle:
@@ -146,7 +186,7 @@ def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replac
     with output_errors(Path(draft.staging)):
         _refuse_incomplete(draft)
         _record_outcome(draft, outcome or {})
-        sync_folders(draft.store)
+        sync_folders([draft.store, *_shard_folders(draft)])  # the others did not change since `describe`
         cycle = _claim(draft, replace)
         point_latest(draft.root, draft.product)
     abort(draft)
@@ -197,14 +237,22 @@ def point_latest(root: str, product: str) -> None:
         sync_folder(folder)
 
 
-def _write_metadata(draft: Draft, files: Mapping[str, bytes]) -> None:
+def _write_shard(draft: Draft, shard: tuple[int, int], codes: NDArray[Any]) -> int:
+    data = encode_shard(codes, draft.layout)
+    with output_errors(Path(draft.staging)):
+        replace_file(draft.store / draft.layout.shard_key(*shard), data, _part(draft))
+    return len(data)
+
+
+def _make_room(draft: Draft) -> None:
     (Path(draft.staging) / "parts").mkdir()
-    for row in range(draft.layout.shard_grid[0]):
-        (draft.store / draft.layout.shard_key(row, 0)).parent.mkdir(parents=True)
-    for key, data in files.items():
-        path = draft.store / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data)
+    for folder in _shard_folders(draft):
+        folder.mkdir(parents=True)
+
+
+def _shard_folders(draft: Draft) -> list[Path]:
+    """Where the shards lie: a folder for each row."""
+    return [(draft.store / draft.layout.shard_key(row, 0)).parent for row in range(draft.layout.shard_grid[0])]
 
 
 def _part(draft: Draft) -> Path:

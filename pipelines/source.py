@@ -5,8 +5,7 @@ A reader of an append-only store sees what its consolidated metadata shows, wher
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.buffer.cpu import NDBuffer
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
 
@@ -25,10 +25,12 @@ from pipelines.errors import CorruptInputError, InputError, NotYetError, Pipelin
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, text_of
 from pipelines.grid import Grid, Window
 from pipelines.product import InputSpec, Product
+from pipelines.threads import map_on
 
 __all__ = [
     "Cycle",
     "Encoding",
+    "Part",
     "Source",
     "check_missing",
     "check_times",
@@ -75,9 +77,17 @@ class Source:
         return f"{self.variable!r} in {self.store}"
 
     @property
-    def is_one_chunk_per_frame(self) -> bool:
-        """True if reading any window decodes the whole frame, so that a node had better read it once."""
-        return all(chunk >= size for chunk, size in zip(self.chunks[1:], self.grid.shape, strict=True))
+    def strips(self) -> tuple[Window, ...]:
+        """The grid cut into rows of chunks; each chunk lies in one of them."""
+        height, width = self.grid.shape
+        return tuple(Window(y, min(y + self.chunks[1], height), 0, width) for y in range(0, height, self.chunks[1]))
+
+    def count_chunks(self, window: Window) -> int:
+        """Chunks of a frame that reading a window decodes."""
+        inside, (_, height, width) = window.clip(self.grid.window), self.chunks
+        rows = -(-inside.y1 // height) - inside.y0 // height
+        columns = -(-inside.x1 // width) - inside.x0 // width
+        return rows * columns if inside.cells else 0
 
     def refresh(self) -> "Source":
         """The source as its store stands now; of a time axis that grew only the new end is read.
@@ -91,7 +101,7 @@ class Source:
         """Codes of the cycle's frames in a window, (frame, y, x), in the encoding's dtype.
 
         The window may reach beyond the grid. Cells outside it and frames that are not there hold
-        `encoding.fill`. Memory: about twice the window, and for each frame the chunk that is being decoded.
+        `encoding.fill`. Memory: the window, and for each frame the chunk that is being decoded.
 
         Raises:
             CorruptInputError: stored bytes are damaged or cannot be read (names frame and window), or the store
@@ -105,13 +115,12 @@ class Source:
         if not inside.cells or not frames:
             return raw
         target = raw[:, *inside.within(window).slices]
-        with ThreadPoolExecutor(len(frames)) as pool:
-            list(pool.map(lambda position: self._read_frame(cycle, position, inside, target[position]), frames))
+        map_on(len(frames), lambda position: self._read_frame(cycle, position, inside, target[position]), frames)
         self.check_still_there()
         return raw
 
     def read_frames(self, cycle: Cycle) -> Raw:
-        """Codes of the cycle's whole frames, (frame, y, x): once a node, for `cut` to serve windows from."""
+        """Codes of the cycle's whole frames, (frame, y, x)."""
         return self.read(cycle, self.grid.window)
 
     def check_still_there(self) -> None:
@@ -128,7 +137,8 @@ class Source:
     def _read_frame(self, cycle: Cycle, position: int, window: Window, target: Raw) -> None:
         frame = f"frame {text_of(cycle.frame_times[position])} of {self.where}, window {window},"
         with _reading(frame, CorruptInputError):
-            target[...] = self._array()[cycle.frame_indices[position], *window.slices]
+            selection = cycle.frame_indices[position], *window.slices
+            self._array().get_basic_selection(selection, out=NDBuffer.from_numpy_array(target))
 
     def _chunk_keys(self, index: int) -> Iterator[str]:
         array = self._array()
@@ -176,17 +186,26 @@ def find_inputs(source: Source, product: Product, reference_time: np.datetime64 
     return replace(cycle, frame_indices=tuple(indices))
 
 
-def cut(frames: Raw, window: Window, fill: float) -> Raw:
-    """Codes of a window of whole frames, (frame, y, x); cells outside the grid hold `fill`.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Frames (frame, y, x), codes as stored, of a window of the grid."""
 
-    A window inside the grid is a view of `frames`, not a copy.
+    window: Window
+    raw: Raw
+
+
+def cut(parts: Sequence[Part], window: Window, fill: float) -> Raw:
+    """Codes of a window of frames read before, (frame, y, x); cells that are in no part hold `fill`.
+
+    A window inside one part is a view of it, not a copy.
     """
-    grid = Window(0, frames.shape[-2], 0, frames.shape[-1])
-    if grid.contains(window):
-        return frames[:, *window.slices]
-    raw = np.full((len(frames), *window.shape), fill, frames.dtype)
-    inside = window.clip(grid)
-    raw[:, *inside.within(window).slices] = frames[:, *inside.slices]
+    for part in parts:
+        if part.window.contains(window):
+            return part.raw[:, *window.within(part.window).slices]
+    raw = np.full((len(parts[0].raw), *window.shape), fill, parts[0].raw.dtype)
+    for part in parts:
+        shared = window.clip(part.window)
+        raw[:, *shared.within(window).slices] = part.raw[:, *shared.within(part.window).slices]
     return raw
 
 

@@ -57,6 +57,11 @@ class Logarithm:
         """The threshold in model space."""
         return self.factor * log10(self.threshold + self.offset)
 
+    @property
+    def dry_below(self) -> np.float32:
+        """The number in model space below which every value is 0."""
+        return np.float32(np.nextafter(np.float32(self.least), np.float32(-np.inf)))
+
     def apply(self, values: Floats) -> None:
         dry = values < self.threshold
         values[dry] = self.threshold
@@ -66,10 +71,7 @@ class Logarithm:
         values[dry] = self.least if self.zero is None else self.zero
 
     def undo(self, values: Floats) -> None:
-        dry = values < np.nextafter(np.float32(self.least), np.float32(-np.inf))
-        if dry.all():
-            values[...] = 0.0
-            return
+        dry = values < self.dry_below
         values *= log(10.0) / self.factor
         np.exp(values, out=values)
         if self.offset:
@@ -145,6 +147,12 @@ class ModelSpace:
     steps: tuple[Step, ...] = ()
     missing: float = 0.0
     missing_below: float | None = None
+
+    @property
+    def dry_below(self) -> np.float32:
+        """Below it all numbers mean the same physical value; -inf if there is no such bound."""
+        last = self.steps[-1] if self.steps else None
+        return last.dry_below if isinstance(last, Logarithm) else np.float32(-np.inf)
 
     def apply(self, values: Floats) -> None:
         """Physical values become model space, in place; NaN stays NaN."""
@@ -306,7 +314,7 @@ class Encoder:
         """The code of missing cells; no value is ever packed into it."""
         return FILL_VALUES[self.packing.dtype]
 
-    @property
+    @cached_property
     def limits(self) -> tuple[int, int]:
         """The least and the greatest code of a value."""
         info = np.iinfo(self.dtype)
@@ -327,6 +335,9 @@ class Encoder:
                 work = scratch[: block.size].reshape(block.shape)
                 np.copyto(work, block)
                 missing = None if self._is_whole(work) else self._is_missing(work)
+                if missing is None and work.max(initial=-np.inf) < self._dry[0]:
+                    target[...] = self._dry[1]
+                    continue
                 self._pack(work)
                 np.copyto(target, work, casting="unsafe")
                 if missing is not None:
@@ -351,6 +362,13 @@ class Encoder:
         for lead in codes:
             lead &= keep
             lead |= fill
+
+    @cached_property
+    def _dry(self) -> tuple[np.float32, int]:
+        """The number below which all model output has one code, and that code."""
+        work = np.full(1, -np.inf, np.float32)
+        self._pack(work)
+        return self.space.dry_below, int(work[0])
 
     def _is_whole(self, values: NDArray[np.float32]) -> bool:
         """True if no cell is missing."""

@@ -1,6 +1,7 @@
 """A tiny radar, a tiny model and the product that joins them."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,20 @@ def write_blur(folder: Path, kernel: int = 9, frames: int = 2, layers: int = 1) 
 
 
 @pytest.fixture
-def chunked_radar(product: Path) -> Path:
+def rechunk(product: Path) -> Callable[[int], Path]:
+    """Writes the product's radar store again, in chunks of so many cells each way."""
+
+    def write(edge: int) -> Path:
+        shutil.rmtree(product.parent / "radar.zarr")
+        return write_radar(product.parent / "radar.zarr", chunk=(edge, edge))
+
+    return write
+
+
+@pytest.fixture
+def chunked_radar(rechunk: Callable[[int], Path]) -> Path:
     """The product's radar store again, in chunks that workers read for themselves."""
-    shutil.rmtree(product.parent / "radar.zarr")
-    return write_radar(product.parent / "radar.zarr", chunk=(64, 64))
+    return rechunk(8)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import ray
 import xarray as xr
 import zarr
 
-from jobs.cycle import Status, run_cycle
+from jobs.cycle import Status, run_cycle, wait_for_inputs
+from jobs.frames import share_frames
 from jobs.pool import Pool, cluster_resources, connect, disconnect
 from jobs.prepare import load, prepare
 from pipelines.errors import IncompleteError, InputError
@@ -152,11 +154,21 @@ def test_an_interrupted_cycle_leaves_nothing_and_the_pool_works_on(ready, produc
     assert run_cycle(prepared, pool, TIME).status is Status.PUBLISHED
 
 
-def test_frames_read_by_the_workers_or_shared_by_the_node_give_the_same_bytes(ready, request):
-    shared = xr.open_zarr(run_cycle(*ready("output.store=shared"), TIME).path, mask_and_scale=False).load()
-    request.getfixturevalue("chunked_radar")
-    read = xr.open_zarr(run_cycle(*ready(), TIME).path, mask_and_scale=False)
-    np.testing.assert_array_equal(read.precip_rate.values, shared.precip_rate.values)
+def test_frames_read_by_the_workers_or_shared_by_the_node_give_the_same_bytes(ready, rechunk):
+    whole = xr.open_zarr(run_cycle(*ready("output.store=whole"), TIME).path, mask_and_scale=False).load()
+    for edge, parts in ((64, 5), (8, 1)):
+        rechunk(edge)
+        prepared, pool = ready(f"output.store=chunks{edge}")
+        assert count_parts(prepared) == parts
+        found = xr.open_zarr(run_cycle(prepared, pool, TIME).path, mask_and_scale=False)
+        np.testing.assert_array_equal(found.precip_rate.values, whole.precip_rate.values)
+
+
+def count_parts(prepared) -> int:
+    """The parts in which the frames of a cycle come to the workers."""
+    source, cycle = wait_for_inputs(prepared, TIME)
+    with ThreadPoolExecutor(1) as side:
+        return len(share_frames(source, cycle, prepared.plan.tiling, side).parts)
 
 
 def test_a_store_that_vanishes_mid_run_ends_the_cycle_and_leaves_nothing(ready, product, chunked_radar):

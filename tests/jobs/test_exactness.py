@@ -12,9 +12,10 @@ from engines.ort import OrtEngine
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
 from jobs.prepare import model_needs
 from pipelines.encoding import Encoding
+from pipelines.grid import Window
 from pipelines.product import Packing
 from pipelines.run import Forecaster, Reuse, Stopwatch, infer_block
-from pipelines.source import cut
+from pipelines.source import Part, cut
 from pipelines.tiling import Tiling, round_up
 from pipelines.transform import Decoder, Encoder
 
@@ -55,11 +56,11 @@ def forecast(frames, forecaster: Forecaster, tiling: Tiling, batch: int = 1) -> 
     """Packed codes (lead, y, x) of the whole grid, block by block."""
     forecaster = replace(forecaster, tiling=tiling, batch=batch, reuse=Reuse())
     codes = np.empty((forecaster.leads, *tiling.grid), np.int16)
+    whole = Part(Window(0, tiling.grid[0], 0, tiling.grid[1]), frames)
     for block in tiling.blocks():
         seen = tiling.reads(block)
-        codes[:, *block.window.slices] = infer_block(cut(frames, seen, MISSING), seen, block, forecaster, Stopwatch())[
-            0
-        ]
+        raw = cut([whole], seen, MISSING)
+        codes[:, *block.window.slices] = infer_block(raw, seen, block, forecaster, Stopwatch())[0]
     return codes
 
 
@@ -91,6 +92,15 @@ def test_a_halo_below_the_radius_leaves_seams(whole):
     block = round_up(grid[0] // 2, stride)
     found = forecast(frames, forecaster, Tiling(grid, (block, block), (block, block), 0, stride))
     assert (found != expected).any()
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_that_pack_do_not_change_a_bit(whole, threads):
+    forecaster, radius, stride = whole
+    grid = (6 * stride + radius, 5 * stride + radius)
+    frames, tiling = frames_of(grid, 1), whole_frame(grid, stride)
+    several = forecast(frames, replace(forecaster, threads=threads), tiling)
+    np.testing.assert_array_equal(several, forecast(frames, forecaster, tiling))
 
 
 def test_threads_of_an_inference_do_not_change_a_bit(whole, tmp_path):

@@ -69,8 +69,41 @@ def test_the_order_and_cut_of_blocks_do_not_change_the_bytes(shelf, tmp_path):
     other = shelf.but(root=str(tmp_path / "other"))
     draft = other.draft(TIME)
     for window in (Window(12, 20, 0, 13), Window(0, 12, 8, 13), Window(0, 12, 0, 8), Window(0, 12, 0, 13)):
-        write_block(draft, window, shelf.codes()[:, *window.slices])
+        write_block(draft, window, shelf.codes()[:, *window.slices], threads=3)
     assert contents(publish(draft).path) == contents(shelf.publish(TIME).path)
+
+
+def test_every_file_and_folder_is_on_disk_before_a_cycle_is_seen(shelf, monkeypatch):
+    synced, fsync, rename = set(), os.fsync, os.rename
+
+    def note(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def check(source, target):
+        if Path(source).name == "store":
+            made = [Path(source), *Path(source).rglob("*")]
+            assert [path for path in made if path.stat().st_ino not in synced] == []
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "rename", check)
+    shelf.publish(TIME)
+
+
+def test_a_folder_that_got_a_shard_is_synced_after_it(shelf, monkeypatch):
+    draft, rows = shelf.filled(TIME), []
+    monkeypatch.setattr(sink, "sync_folders", lambda folders: rows.extend(folders))
+    publish(draft)
+    assert set(rows) >= {draft.store, *((draft.store / draft.layout.shard_key(*s)).parent for s in draft.layout.shards)}
+
+
+def test_an_undescribed_draft_is_not_published(shelf):
+    draft = sink.make_draft(shelf.root, "rain", np.datetime64(TIME, "ns"), shelf.layout)
+    write_block(draft, shelf.grid.window, shelf.codes())
+    with pytest.raises(OutputError, match="No such file"):
+        publish(draft)
+    assert list_cycles(shelf.root, "rain") == []
 
 
 def test_a_draft_travels_to_workers(shelf):
@@ -454,7 +487,7 @@ def test_a_hindcast_can_be_published_into_a_day_that_retention_just_removed(shel
 
 
 def test_open_draft_cleans_up_after_itself(shelf, monkeypatch):
-    monkeypatch.setattr(sink, "write_file", full_disk)
+    monkeypatch.setattr(sink, "write_files", full_disk)
     with pytest.raises(OutputError):
         open_draft(
             shelf.root, "rain", np.datetime64(TIME, "ns"), shelf.grid, shelf.leads, shelf.layout, {"units": "1"},

@@ -17,7 +17,7 @@ from pipelines.encoding import Encoding, count_missing, is_missing, read_encodin
 from pipelines.errors import InputError, NotYetError
 from pipelines.frames import find_nearest, text_of, usual_step
 from pipelines.grid import Window
-from pipelines.source import check_missing, cut, find_inputs, open_source
+from pipelines.source import Part, check_missing, cut, find_inputs, open_source
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 real_data = pytest.mark.skipif(not DATA.exists(), reason="the real radar data lies beside the repository, not in it")
@@ -62,12 +62,15 @@ def test_every_layout_reads_the_same(frames, tmp_path, options):
 
 @given(st.data())
 @settings(max_examples=30)
-def test_any_window_of_whole_frames_is_what_a_read_gives(frames_once, data):
+def test_any_window_of_the_strips_that_it_meets_is_what_a_read_gives(frames_once, data):
     source, cycle, whole = frames_once
+    strips = data.draw(st.sampled_from([source.strips, (source.grid.window,)]))
     y0, x0 = data.draw(st.integers(-40, 40)), data.draw(st.integers(-50, 50))
     window = Window(y0, y0 + data.draw(st.integers(0, 40)), x0, x0 + data.draw(st.integers(0, 50)))
     expected = wanted(whole, range(3), window)
-    np.testing.assert_array_equal(cut(whole, window, source.encoding.fill), expected)
+    met = [Part(strip, whole[:, *strip.slices]) for strip in strips if window.clip(strip).cells]
+    if met:
+        np.testing.assert_array_equal(cut(met, window, source.encoding.fill), expected)
     np.testing.assert_array_equal(source.read(cycle, window), expected)
 
 
@@ -81,9 +84,9 @@ def frames_once(tmp_path_factory, request):
     return source, cycle, source.read_frames(cycle)
 
 
-def test_a_window_inside_the_grid_is_cut_without_a_copy():
-    whole = np.zeros((3, 30, 41), np.int16)
-    assert np.shares_memory(cut(whole, Window(2, 9, 3, 9), -1), whole)
+def test_a_window_inside_one_part_is_cut_without_a_copy():
+    parts = [Part(Window(y, y + 10, 0, 41), np.zeros((3, 10, 41), np.int16)) for y in (0, 10, 20)]
+    assert np.shares_memory(cut(parts, Window(12, 19, 3, 9), -1), parts[1].raw)
 
 
 def test_a_frame_that_is_not_there_is_filled(frames, tmp_path):
@@ -169,12 +172,26 @@ def test_a_source_pickles_small_and_reads_elsewhere(frames, tmp_path):
     np.testing.assert_array_equal(again.read(cycle, HALO), source.read(cycle, HALO))
 
 
-def test_the_source_tells_whether_frames_are_single_chunks(frames, tmp_path):
-    whole = open_source(frames.product(frames.write(tmp_path / "a.zarr")).input)
-    parts = open_source(frames.product(frames.write(tmp_path / "b.zarr", chunks=(1, 8, 16), shards=(1, 32, 48))).input)
-    assert whole.is_one_chunk_per_frame
-    assert not parts.is_one_chunk_per_frame
-    assert parts.chunks == (1, 8, 16)
+@given(st.data())
+def test_the_chunks_of_a_window_are_those_that_share_a_cell_with_it(frames_once, data):
+    source, _, _ = frames_once
+    rows, columns = (sorted(data.draw(st.tuples(*[st.integers(-9, end)] * 2))) for end in (40, 50))
+    window = Window(*rows, *columns)
+    chunks = [Window(y, y + 8, x, x + 16).clip(source.grid.window) for y in range(0, 30, 8) for x in range(0, 41, 16)]
+    assert source.chunks == (1, 8, 16)
+    inside = window.clip(source.grid.window)
+    assert source.count_chunks(window) == sum(bool(chunk.clip(inside).cells) for chunk in chunks)
+
+
+def test_strips_are_rows_of_chunks_and_cover_the_grid(frames_once):
+    source, _, _ = frames_once
+    assert source.strips == (Window(0, 8, 0, 41), Window(8, 16, 0, 41), Window(16, 24, 0, 41), Window(24, 30, 0, 41))
+    assert sum(source.count_chunks(strip) for strip in source.strips) == source.count_chunks(source.grid.window)
+
+
+def test_frames_of_one_chunk_are_one_strip(frames, tmp_path):
+    source = open_source(frames.product(frames.write(tmp_path / "radar.zarr")).input)
+    assert source.strips == (source.grid.window,)
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):

@@ -257,6 +257,34 @@ def test_packing_does_not_depend_on_strides_or_blocks(monkeypatch, block_cells):
     np.testing.assert_array_equal(values, kept)
 
 
+def encoded_at_once(values, encoder):
+    """The formula of `encode`, whole array by whole array."""
+    work, space, packing = values.copy(), encoder.space, encoder.packing
+    missing = np.isnan(work) | (work < np.float32(-np.inf if space.missing_below is None else space.missing_below))
+    with np.errstate(invalid="ignore", over="ignore"):
+        space.undo(work)
+        work *= encoder.change.factor / packing.scale_factor
+        work += (encoder.change.offset - packing.add_offset) / packing.scale_factor
+        codes = np.clip(np.rint(work), *encoder.limits).astype(encoder.dtype)
+    return np.where(missing, encoder.fill, codes)
+
+
+@spaces
+@given(data=st.data())
+def test_every_number_is_packed_by_the_formula_whatever_lies_beside_it(parts, data):
+    """Blocks that are dry all over take a short cut."""
+    space = make_space(parts, missing_below=data.draw(st.sampled_from([None, -0.5, -20.0])))
+    encoder = Encoder(data.draw(packings), space, Linear(data.draw(st.sampled_from([1.0, 1 / 3600]))))
+    edges = [np.float32(-1.0), space.dry_below, np.float32(-0.5), np.float32(np.log10(0.125)), np.float32(0.005)]
+    near = [np.nextafter(edge, np.float32(side)) for edge in edges for side in (-np.inf, edge, np.inf)]
+    dry, any_number = st.floats(-30, -10.5, width=32), st.floats(width=32)
+    elements = data.draw(st.sampled_from([dry, dry | st.sampled_from(near), any_number | st.sampled_from(near)]))
+    values = data.draw(hnp.arrays(np.float32, (3, 6, 5), elements=elements))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transform, "BLOCK_CELLS", data.draw(st.sampled_from([5, 30, 65_536])))
+        np.testing.assert_array_equal(encoded(values, encoder), encoded_at_once(values, encoder))
+
+
 def test_one_encoder_serves_several_threads():
     encoder = Encoder(Packing(), make_space(SPACES["db"]))
     values = [np.random.default_rng(n).normal(0, 8, (4, 64, 300)).astype(np.float32) for n in range(4)]

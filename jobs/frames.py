@@ -1,0 +1,41 @@
+"""The frames of a cycle in Ray's object store: what several workers need, a node decodes once."""
+
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pipelines.grid import Window
+from pipelines.source import Cycle, Part, Source
+from pipelines.tiling import Tiling
+
+_OFTEN = 2  # times that workers would decode a chunk on average, from which on it is decoded for all of them
+
+
+@dataclass(frozen=True)
+class SharedFrames:
+    """Parts of the frames, or the source to read them from, by the window that each serves."""
+
+    parts: Mapping[Window, Future[Any]]
+
+    def of(self, window: Window) -> list[Any]:
+        """References to what a window is read from; waits until it is there.
+
+        Raises:
+            InputError: the store cannot give the frames.
+        """
+        return [part.result() for served, part in self.parts.items() if window.clip(served).cells]
+
+
+def share_frames(source: Source, cycle: Cycle, tiling: Tiling, side: Executor) -> SharedFrames:
+    """The frames for the blocks of a tiling, put into the object store by `side` one part after the other."""
+    decoded = sum(source.count_chunks(tiling.reads(block)) for block in tiling.blocks())
+    if decoded < _OFTEN * source.count_chunks(source.grid.window):
+        return SharedFrames({source.grid.window: side.submit(ray.put, source)})
+    return SharedFrames({strip: side.submit(_put, source, cycle, strip) for strip in source.strips})
+
+
+def _put(source: Source, cycle: Cycle, strip: Window) -> Any:
+    return ray.put(Part(strip, source.read(cycle, strip)))
