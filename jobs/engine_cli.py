@@ -94,9 +94,9 @@ def list_engines(root: Path | None, format_: str) -> None:
     if format_ == "json":
         click.echo(show.as_json(rows))
     elif rows:
-        columns = ("engine file", "graph", "precision", "runtime", "on", "size", "last used")
-        cells = [(r.digest[:12], r.graph_sha256[:12], r.precision, r.runtime, r.gpu, show.size(r.size_bytes), r.used_at)
-                 for r in rows]  # fmt: skip
+        columns = ("engine file", "graph", "precision", "runtime", "on", "size", "last used, UTC")
+        cells = [(r.digest[:8], r.graph_sha256[:8], r.precision, r.runtime, r.gpu, show.size(r.size_bytes),
+                  r.used_at[:16].replace("T", " ")) for r in rows]  # fmt: skip
         show.table("", columns, cells)
     else:
         show.out.print("no engine files; squall engine build PACKAGE makes one")
