@@ -18,22 +18,10 @@ from engines.base import Engine, EngineError, InferenceError, OutOfMemoryError
 from engines.ort import OrtEngine
 from engines.precision import describe, to_half, to_int8
 from engines.spec import BuildSpec, Profile
-from engines.trt import BuildCancelledError, TensorRTEngine, build, load_surface
+from engines.trt import BuildCancelledError, TensorRTEngine, build
 from engines.trt.refit import digest_weights
 
-
-def why_not():
-    """Why these tests cannot run here; empty if they can."""
-    try:
-        cuda.require_device("this test")
-        load_surface()
-    except EngineError as error:
-        return str(error)
-    return ""
-
-
-REASON = why_not()
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900), pytest.mark.skipif(bool(REASON), reason=REASON)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
 UNET = zoo.UnetSpec(width=16, depth=3)
 PROFILE = Profile((1, 4, 64, 64), (4, 4, 256, 256), (4, 4, 256, 256))
