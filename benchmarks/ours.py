@@ -13,7 +13,7 @@ from engines.ort import OrtEngine
 from jobs.cycle import run_cycle
 from jobs.pool import Pool, Resources, cluster_resources, connect
 from jobs.prepare import Prepared, load, prepare
-from pipelines.run import constant_key
+from pipelines.reuse import constant_key
 from pipelines.source import Cycle, find_inputs
 
 Start = Callable[[int, Path], Callable[[], dict[str, Any]]]

@@ -14,7 +14,8 @@ from jobs.prepare import model_needs
 from pipelines.encoding import Encoding
 from pipelines.grid import Window
 from pipelines.product import Packing
-from pipelines.run import Forecaster, Reuse, Stopwatch, infer_block
+from pipelines.reuse import Reuse
+from pipelines.run import Forecaster, Stopwatch, infer_block
 from pipelines.source import Part, cut
 from pipelines.tiling import Tiling, round_up
 from pipelines.transform import Decoder, Encoder
@@ -36,7 +37,7 @@ def whole(request, tmp_path_factory):
         tiling=Tiling((1, 1), (1, 1), (1, 1), 0, 1),
         decoder=Decoder(ENCODING, needs.space),
         encoder=Encoder(Packing(), needs.output_space),
-        infer=OrtEngine(package.onnx_path),
+        lane=OrtEngine(package.onnx_path).lane,
         leads=len(needs.leads),
         mask_from_input=needs.coverage == "input",
     )
@@ -60,7 +61,7 @@ def forecast(frames, forecaster: Forecaster, tiling: Tiling, batch: int = 1) -> 
     for block in tiling.blocks():
         seen = tiling.reads(block)
         raw = cut([whole], seen, MISSING)
-        codes[:, *block.window.slices] = infer_block(raw, seen, block, forecaster, Stopwatch())[0]
+        infer_block(raw, seen, block, forecaster, codes[:, *block.window.slices], Stopwatch())
     return codes
 
 
@@ -106,7 +107,7 @@ def test_threads_that_pack_do_not_change_a_bit(whole, threads):
 def test_threads_of_an_inference_do_not_change_a_bit(whole, tmp_path):
     forecaster, radius, stride = whole
     model = next(spec for name, spec in SPECS.items() if spec.radius == radius and spec.stride == stride)
-    two = replace(forecaster, infer=OrtEngine(write_package(model, tmp_path) / "model.onnx", threads=2))
+    two = replace(forecaster, lane=OrtEngine(write_package(model, tmp_path) / "model.onnx", threads=2).lane)
     grid = (6 * stride + radius, 5 * stride + radius)
     frames, tiling = frames_of(grid, 1), whole_frame(grid, stride)
     np.testing.assert_array_equal(forecast(frames, forecaster, tiling), forecast(frames, two, tiling))
