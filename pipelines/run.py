@@ -1,11 +1,9 @@
 """One block of one cycle: read its frames, cut tiles, infer, fit the results together, write its shards."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from pipelines.grid import Window
 from pipelines.mosaic import Feather, crop
 from pipelines.sink import Draft, write_block
 from pipelines.source import count_missing
+from pipelines.spans import Seconds, Span, Stopwatch
 from pipelines.threads import map_on
 from pipelines.tiling import Block, Tile, Tiling
 from pipelines.transform import Decoder, Encoder
@@ -30,24 +29,13 @@ REUSE_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """Time spent in the stages of a block, seconds."""
-
-    read: float = 0.0
-    infer: float = 0.0
-    write: float = 0.0
-
-    def __add__(self, other: "Seconds") -> "Seconds":
-        return Seconds(self.read + other.read, self.infer + other.infer, self.write + other.write)
-
-
-@dataclass(frozen=True)
 class BlockResult:
     """What a worker reports of a block it has written.
 
     Attributes:
         missing: missing cells of each input frame inside the block.
         engine: what ran, as the worker calls it.
+        spans: what was done when.
     """
 
     block: int
@@ -57,24 +45,7 @@ class BlockResult:
     bytes_written: int
     seconds: Seconds
     engine: str = ""
-
-
-class Stopwatch:
-    """Adds up the time spent in named stages."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[stage] = self._spent.get(stage, 0.0) + perf_counter() - start
-
-    def seconds(self) -> Seconds:
-        return Seconds(**self._spent)
+    spans: tuple[Span, ...] = ()
 
 
 class Reuse:
@@ -193,7 +164,7 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
             forecaster.encoder.mask(codes, forecaster.decoder.is_missing(here[-1]))
         written = write_block(draft, block.window, codes, forecaster.threads)
     missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
-    return BlockResult(block.index, run, reused, missing, written, watch.seconds())
+    return BlockResult(block.index, run, reused, missing, written, watch.seconds(), spans=watch.spans)
 
 
 def infer_block(
@@ -206,16 +177,22 @@ def infer_block(
     """
     canvas = (FeatherCanvas if forecaster.tiling.mode == "feather" else CropCanvas)(forecaster, block)
     tiles, run = forecaster.tiling.tiles(block), 0
-    decoded = cache(lambda: forecaster.decoder.decode(raw))  # once for all tiles, and only if one must be run
+
+    @cache
+    def decoded() -> NDArray[np.float32]:  # once for all tiles, and only if one must be run
+        with watch("decode"):
+            return forecaster.decoder.decode(raw)
+
     for start in range(0, len(tiles), forecaster.batch):
         batch = tiles[start : start + forecaster.batch]
         with watch("infer"):
             outs, ran = _infer_tiles(raw, decoded, [t.window.within(seen) for t in batch], forecaster, canvas.ready)
         run += ran
-        with watch("write"):
+        with watch("pack"):
             for tile, out in zip(batch, outs, strict=True):
                 canvas.add(out, tile)
-    return canvas.finish(), run, len(tiles) - run
+    with watch("pack"):
+        return canvas.finish(), run, len(tiles) - run
 
 
 def _infer_tiles(

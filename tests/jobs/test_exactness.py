@@ -14,8 +14,9 @@ from jobs.prepare import model_needs
 from pipelines.encoding import Encoding
 from pipelines.grid import Window
 from pipelines.product import Packing
-from pipelines.run import Forecaster, Reuse, Stopwatch, infer_block
+from pipelines.run import Forecaster, Reuse, infer_block
 from pipelines.source import Part, cut
+from pipelines.spans import Stopwatch
 from pipelines.tiling import Tiling, round_up
 from pipelines.transform import Decoder, Encoder
 
