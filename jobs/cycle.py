@@ -15,9 +15,10 @@ from jobs.pool import Pool
 from jobs.prepare import Prepared
 from pipelines.cycles import find_cycle
 from pipelines.errors import AlreadyPublishedError, IncompleteError, NotYetError
-from pipelines.run import BlockResult, Seconds
+from pipelines.run import BlockResult
 from pipelines.sink import Draft, abort, describe, expire, make_draft, publish, sweep, write_block
 from pipelines.source import Cycle, Source, check_missing, find_inputs
+from pipelines.spans import Seconds
 from pipelines.tiling import Block
 
 _POLL_SECONDS = 1.0

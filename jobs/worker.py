@@ -1,13 +1,18 @@
 """The worker: one engine (on one GPU where there is one), fed block after block. Where grids and engines meet."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
 
 from engines.base import Engine, EngineError
+from engines.spec import Shape
 from jobs.engine import EngineOrder, describe_engine, open_engine
-from pipelines.run import BlockResult, Forecaster, Infer, Read, run_block
+from pipelines.run import BlockResult, Forecaster, Lane, OpenLane, Read, run_block
 from pipelines.sink import Draft
 from pipelines.source import Cycle, Part, Source, cut
 from pipelines.tiling import Block, Tiling
@@ -45,11 +50,12 @@ class Worker:
             tiling=setup.tiling,
             decoder=setup.decoder,
             encoder=setup.encoder,
-            infer=_of_leads(supplied.engine, setup.leads),
+            lane=_of_leads(supplied.engine, setup.leads),
             leads=len(setup.leads),
             batch=setup.batch,
             mask_from_input=setup.mask_from_input,
             threads=setup.order.threads,
+            dtype=supplied.engine.specs[0].dtype,
         )
 
     def run(self, block: Block, cycle: Cycle, draft: Draft, *frames: Source | Part) -> BlockResult:
@@ -77,8 +83,29 @@ class Worker:
         return os.getpid()
 
 
-def _of_leads(engine: Engine, leads: tuple[int, ...]) -> Infer:
-    """The engine, reduced to some of its lead times."""
+@dataclass(frozen=True)
+class _SomeLeads:
+    """A lane, its result reduced to some lead times."""
+
+    whole: Lane
+    leads: Sequence[int]
+
+    @property
+    def given(self) -> NDArray[Any]:
+        return self.whole.given
+
+    def run(self) -> NDArray[Any]:
+        return self.whole.run()[:, self.leads]
+
+
+def _of_leads(engine: Engine, leads: tuple[int, ...]) -> OpenLane:
+    """The lanes of an engine, reduced to some of its lead times."""
     if leads == tuple(range(engine.specs[1].shape[1] or len(leads))):
-        return engine
-    return lambda batch: engine(batch)[:, list(leads)]
+        return engine.lane
+
+    @contextmanager
+    def open_lane(shape: Shape) -> Iterator[Lane]:
+        with engine.lane(shape) as lane:
+            yield _SomeLeads(lane, list(leads))
+
+    return open_lane

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +25,7 @@ from pipelines.grid import Window
 from pipelines.reuse import Key, Result, Reuse, constant_key
 from pipelines.sink import Draft, write_block
 from pipelines.source import count_missing
+from pipelines.spans import Seconds, Span, Stopwatch
 from pipelines.tiling import Block, Tile, Tiling
 from pipelines.transform import Decoder, Encoder
 
@@ -48,24 +48,13 @@ OpenLane = Callable[[tuple[int, int, int, int]], AbstractContextManager[Lane]]
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """Time spent in the stages of a block, seconds."""
-
-    read: float = 0.0
-    infer: float = 0.0
-    write: float = 0.0
-
-    def __add__(self, other: "Seconds") -> "Seconds":
-        return Seconds(self.read + other.read, self.infer + other.infer, self.write + other.write)
-
-
-@dataclass(frozen=True)
 class BlockResult:
     """What a worker reports of a block it has written.
 
     Attributes:
         missing: missing cells of each input frame inside the block.
         engine: what ran, as the worker calls it.
+        spans: what was done when.
     """
 
     block: int
@@ -75,24 +64,7 @@ class BlockResult:
     bytes_written: int
     seconds: Seconds
     engine: str = ""
-
-
-class Stopwatch:
-    """Adds up the time spent in named stages."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[stage] = self._spent.get(stage, 0.0) + perf_counter() - start
-
-    def seconds(self) -> Seconds:
-        return Seconds(**self._spent)
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +111,7 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
                 forecaster.encoder.mask(codes, forecaster.decoder.is_missing(here[-1]))
             written = write_block(draft, block.window, codes, forecaster.threads)
     missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
-    return BlockResult(block.index, run, reused, missing, written, watch.seconds())
+    return BlockResult(block.index, run, reused, missing, written, watch.seconds(), spans=watch.spans)
 
 
 def infer_block(
@@ -155,7 +127,7 @@ def infer_block(
     with forecaster.buffers.borrow(raw.shape, forecaster.dtype) as space:
         work = _Inference(raw, seen, forecaster, space, watch)
         run = sum(work.add(tiles[at : at + step], canvas) for at in range(0, len(tiles), step))
-    with watch("write"):
+    with watch("pack"):
         canvas.finish()
     return run, len(tiles) - run
 
@@ -186,7 +158,7 @@ class _Inference:
         first = {key: window for key, window in zip(keys, windows, strict=True) if key is not None}
         known = {key: self._constant(key, window, canvas) for key, window in first.items()}
         fresh = [window for key, window in zip(keys, windows, strict=True) if key is None]
-        with self._results(fresh) as outs, self._watch("write"):
+        with self._results(fresh) as outs, self._watch("pack"):
             ran = iter(outs)
             for key, tile in zip(keys, tiles, strict=True):
                 canvas.add(next(ran) if key is None else known[key][0], tile)
@@ -198,7 +170,7 @@ class _Inference:
         result, is_new = reuse.claim(key)
         if is_new:
             try:
-                with self._results([window]) as outs:
+                with self._results([window]) as outs, self._watch("pack"):
                     reuse.keep(key, canvas.ready(outs[0]))
             except BaseException as error:
                 reuse.fail(key, error)
@@ -213,9 +185,11 @@ class _Inference:
             return
         with ExitStack() as held:
             with self._watch("infer"):
-                shape = len(windows), len(self._raw), *windows[0].shape
-                lane = held.enter_context(self._forecaster.lane(shape))
+                with self._watch("decode"):
+                    frames = self._decoded()
+                with self._watch("lane"):
+                    lane = held.enter_context(self._forecaster.lane((len(windows), len(frames), *windows[0].shape)))
                 for target, window in zip(lane.given, windows, strict=True):
-                    target[...] = self._decoded()[:, *window.slices]
+                    target[...] = frames[:, *window.slices]
                 outs = lane.run()
             yield outs

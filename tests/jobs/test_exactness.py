@@ -15,8 +15,9 @@ from pipelines.encoding import Encoding
 from pipelines.grid import Window
 from pipelines.product import Packing
 from pipelines.reuse import Reuse
-from pipelines.run import Forecaster, Stopwatch, infer_block
+from pipelines.run import Forecaster, infer_block
 from pipelines.source import Part, cut
+from pipelines.spans import Stopwatch
 from pipelines.tiling import Tiling, round_up
 from pipelines.transform import Decoder, Encoder
 
