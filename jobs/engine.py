@@ -25,12 +25,14 @@ class EngineOrder:
 
     Attributes:
         threads: of one inference of ONNX Runtime.
+        lanes: batches that are in a TensorRT engine at once.
     """
 
     model: TypedModel
     spec: BuildSpec
     runtime: Name = "auto"
     threads: int = 1
+    lanes: int = 3
 
 
 def open_engine(order: EngineOrder, tell: Tell = log.info) -> Supplied:

@@ -74,7 +74,7 @@ class Resources:
     def crew(self, wanted: int | None) -> Crew:
         """Who can work: a worker a GPU, or a worker a core."""
         available = self.gpus or self.cores
-        return Crew(min(wanted or available, available), shared=not self.gpus)
+        return Crew(min(wanted or available, available), shared=not self.gpus, cores=self.cores)
 
 
 def cluster_resources() -> Resources:

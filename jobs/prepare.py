@@ -33,6 +33,8 @@ from pipelines.units import Quantity
 
 T = TypeVar("T")
 
+MOST_LANES = 8  # batches in an engine at once; more take memory and wait for each other
+
 _VERSIONED = ("numpy", "onnxruntime", "zarr", "ray")
 
 
@@ -107,13 +109,15 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     product, source, model = loaded.product, loaded.source, loaded.model
     resources = _for_engine(resources, product)
     layout, crew, plan = choose_plan(product, source, loaded.tiles, resources)
-    workers = min(crew.workers, len(plan.tiling.blocks()))
+    blocks = len(plan.tiling.blocks())
+    workers, flight = min(crew.workers, blocks), crew.flight(blocks)
     setup = Setup(
         order=EngineOrder(
             loaded.graph,
             batch_spec((plan.batch, model.frames, *plan.tiling.tile), loaded.graph.precision),
             "tensorrt" if resources.gpus else "onnxruntime",
-            threads=max(1, resources.cores // workers),
+            threads=flight.threads,
+            lanes=min(flight.blocks, MOST_LANES),
         ),
         tiling=plan.tiling,
         decoder=make_decoder(source.encoding, product.input, model),
@@ -121,6 +125,7 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
         leads=tuple(model.leads.index(lead) for lead in product.leads),
         batch=plan.batch,
         mask_from_input=model.coverage == "input",
+        blocks_in_flight=flight.blocks,
     )
     return Prepared(
         product, source, loaded.package, layout, plan, setup, workers, not crew.shared, attributes_of(product, model)

@@ -21,7 +21,11 @@ from pipelines.transform import Decoder, Encoder
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to know once; it stays the same from cycle to cycle."""
+    """What a worker needs to know once; it stays the same from cycle to cycle.
+
+    Attributes:
+        blocks_in_flight: blocks that a worker makes at the same time, each in a thread of its own.
+    """
 
     order: EngineOrder
     tiling: Tiling
@@ -30,6 +34,7 @@ class Setup:
     leads: tuple[int, ...]
     batch: int
     mask_from_input: bool
+    blocks_in_flight: int = 1
 
 
 class Worker:

@@ -1,13 +1,13 @@
 """One block of one cycle: read its frames, cut tiles, infer, fit the results together, write its shards.
 
-Each block is a straight line, run by one thread. A worker has several blocks under way, so the parts of different blocks
+Each block is a straight line, run by one thread. A worker has several blocks in flight, so parts of different blocks
 overlap; an engine has a few lanes, each with room for one batch, in which the ways to, on and from a GPU overlap:
 
     block 0   read ─ decode ─▶ lane 0: H2D ═ compute ═ D2H ═▶ pack ─ compress ─ write
     block 1          read ─ decode ─▶ lane 1: H2D ═ compute ═ D2H ═▶ pack ─ compress ─ write
     block 2                 read ─ decode ─▶ (no lane is free) lane 0: H2D ═ compute ═ D2H ═▶ pack ─ ...
 
-What is in memory is bounded: frames and codes of the blocks under way, the batches of the lanes, reused tiles.
+What is in memory is bounded: frames and codes of the blocks in flight, the batches of the lanes, reused tiles.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,10 @@ Read = Callable[[Window], Raw]
 class Lane(Protocol):
     """Room for one batch on its way through an engine."""
 
-    given: NDArray[Any]  # (n, channel, h, w), model space, to be filled
+    @property
+    def given(self) -> NDArray[Any]:
+        """(n, channel, h, w), model space, to be filled."""
+        ...
 
     def run(self) -> NDArray[Any]:
         """The forecast (n, lead, h, w), model space; good until the lane is given back."""
