@@ -4,9 +4,10 @@
       ▲                  │  │
       └──lost, failed────┘  └──second loss or failure──▶ given up
 
-A worker holds a small window of blocks, so that it never waits for the driver; at the tail the window is one, so
-that no block waits behind another while a worker is idle. A block that takes far longer than the others is copied
-to an idle worker; the first result counts.
+A worker makes one or more blocks at once and holds one more, so that it never waits for the driver; at the tail none
+waits behind others while a worker is idle. A block that takes far longer than the others is copied to an idle worker;
+the first result counts. When a worker dies, each block that it was making may be the reason: such a suspect is made
+alone on its worker the next time, so that only the guilty one is given up.
 """
 
 from collections import deque
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
-WINDOW = 2
+AHEAD = 1  # blocks that wait in a worker
 ATTEMPTS = 2
 STRAGGLER_FACTOR = 3.0
 STRAGGLER_SECONDS = 5.0
@@ -50,13 +51,17 @@ class Dispatcher:
     """The state of one cycle's blocks.
 
     Every method takes the time `now` (seconds, any clock that only rises) and returns what to do next.
+
+    Args:
+        at_once: blocks that a worker makes at the same time.
     """
 
     blocks: Iterable[int]
-    window: int = WINDOW
+    at_once: int = 1
     _queue: deque[int] = field(init=False)
     _flights: dict[str, list[_Flight]] = field(init=False, default_factory=dict)
     _mishaps: dict[int, list[str]] = field(init=False, default_factory=dict)
+    _suspects: set[int] = field(init=False, default_factory=set)
     _durations: list[float] = field(init=False, default_factory=list)
     done: set[int] = field(init=False, default_factory=set)
     given_up: dict[int, str] = field(init=False, default_factory=dict)
@@ -88,7 +93,7 @@ class Dispatcher:
             self._durations.append(now - flight.since)
         if block not in self.given_up:
             self.done.add(block)
-        for waiting in self._flights.get(worker, [])[:1]:
+        for waiting in self._flights.get(worker, [])[self.at_once - 1 : self.at_once]:
             waiting.since = now  # it starts to run only now
         return self._assign(now)
 
@@ -98,12 +103,14 @@ class Dispatcher:
         return self._mishap(block, f"{reason} (on {worker})") + self._assign(now)
 
     def lost(self, worker: str, now: float) -> list[Decision]:
-        """A worker died. What it ran is blamed, what waited behind goes back unblamed."""
+        """A worker died. What it was making is blamed, what waited behind goes back unblamed."""
         flights = self._flights.pop(worker, [])
-        for flight in reversed(flights[1:]):
+        for flight in reversed(flights[self.at_once :]):
             self._requeue(flight.block)
-        blamed = self._mishap(flights[0].block, f"worker {worker} died") if flights else []
-        return blamed + self._assign(now)
+        blamed = [flight.block for flight in flights[: self.at_once]]
+        self._suspects |= set(blamed) if len(blamed) > 1 else set()
+        decisions = [d for block in reversed(blamed) for d in self._mishap(block, f"worker {worker} died")]
+        return decisions + self._assign(now)
 
     def tick(self, now: float) -> list[Decision]:
         """Time has passed; stragglers may be copied."""
@@ -117,11 +124,21 @@ class Dispatcher:
 
     def _assign(self, now: float) -> list[Decision]:
         decisions: list[Decision] = []
-        for depth in range(self.window):
+        for depth in range(self.at_once + AHEAD):
             for worker, flights in self._flights.items():
-                if self._queue and len(flights) == depth and (depth == 0 or len(self._queue) > len(self._flights)):
-                    decisions.append(self._send(worker, self._queue.popleft(), now))
+                if len(flights) == depth and (depth < self.at_once or len(self._queue) > len(self._flights)):
+                    block = self._next(flights)
+                    decisions += [] if block is None else [self._send(worker, block, now)]
         return decisions + self._copy_stragglers(now)
+
+    def _next(self, flights: list[_Flight]) -> int | None:
+        """Takes the next block from the queue for a worker with these in flight; a suspect is made alone."""
+        if any(flight.block in self._suspects for flight in flights):
+            return None
+        found = next((block for block in self._queue if not flights or block not in self._suspects), None)
+        if found is not None:
+            self._queue.remove(found)
+        return found
 
     def _copy_stragglers(self, now: float) -> list[Decision]:
         idle = [worker for worker, flights in self._flights.items() if not flights]

@@ -45,7 +45,7 @@ class Drive:
             PipelineError, EngineError: an error of the input, output, configuration or engine, which no other worker
                 could mend.
         """
-        self._dispatcher = Dispatcher(range(len(self.blocks)))
+        self._dispatcher = Dispatcher(range(len(self.blocks)), self.pool.at_once)
         self._obey(self._dispatcher.joined(self.pool.workers, monotonic()))
         while not self._dispatcher.is_settled:
             self._wait()
