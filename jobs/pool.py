@@ -71,10 +71,10 @@ class Resources:
     gpus: int
     cores: int
 
-    def crew(self, wanted: int | None) -> Crew:
+    def crew(self, wanted: int | None, in_flight: int | None = None) -> Crew:
         """Who can work: a worker a GPU, or a worker a core."""
         available = self.gpus or self.cores
-        return Crew(min(wanted or available, available), shared=not self.gpus, cores=self.cores)
+        return Crew(min(wanted or available, available), not self.gpus, self.cores, in_flight)
 
 
 def cluster_resources() -> Resources:

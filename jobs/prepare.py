@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from engines.base import EngineError
 from engines.footprint import bytes_per_cell
@@ -24,7 +24,7 @@ from pipelines.cf import Attribute, Provenance
 from pipelines.check import Problem, check_fit, check_product
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
-from pipelines.planner import Crew, Needs, Plan, make_plan
+from pipelines.planner import Crew, Flight, Needs, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
 from pipelines.tiling import round_up
@@ -139,8 +139,12 @@ def choose_plan(product: Product, source: Source, tiles: Needs, resources: Resou
         ConfigError: nothing fits; names the number that is in the way.
     """
     layout = choose_layout(source.grid.shape, len(product.leads), product.output)
-    crew = resources.crew(None if product.workers == "auto" else product.workers)
+    crew = resources.crew(_count(product.workers), _count(product.blocks_in_flight))
     return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, crew)
+
+
+def _count(wanted: int | Literal["auto"]) -> int | None:
+    return None if wanted == "auto" else wanted
 
 
 def _for_engine(resources: Resources, product: Product) -> Resources:
@@ -210,7 +214,7 @@ class Planned:
     layout: Layout
     tiles: Needs
     workers: int
-    threads: int
+    flight: Flight
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
@@ -224,7 +228,10 @@ class Planned:
             ("batch", f"{self.plan.batch} of {tiling.tile_count} tiles, {self.plan.memory_bytes / 1e9:.2f} GB"),
             ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)}, cells"),
             ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
-            ("workers", f"{self.workers} with {self.threads} thread(s)"),
+            (
+                "workers",
+                f"{self.workers}, each with {self.flight.blocks} block(s) in flight of {self.flight.threads} thread(s)",
+            ),
         ]
 
 
@@ -232,7 +239,8 @@ def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     """How the grid of a product would be cut on this machine; no Ray is started."""
     loaded = load(file, overrides)
     prepared = prepare(loaded, Resources(0, os.cpu_count() or 1))
-    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, prepared.setup.order.threads)
+    flight = Flight(prepared.setup.blocks_in_flight, prepared.setup.order.threads)
+    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, flight)
 
 
 def _by(shape: Sequence[int]) -> str:

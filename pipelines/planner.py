@@ -12,7 +12,6 @@ from pipelines.errors import ConfigError
 from pipelines.product import TilingSpec
 from pipelines.tiling import Shape, Tiling, round_up
 
-
 _ALONE = 0.3  # of the host's work on a block, what one thread does: reading and decoding
 
 
@@ -49,20 +48,21 @@ class Crew:
 
     Attributes:
         cores: of all workers together; beside GPUs they do everything but infer.
+        in_flight: blocks that each has under way at the same time; None = one on a CPU, one a core beside GPUs.
     """
 
     workers: int = 1
     shared: bool = True
     cores: int = 1
+    in_flight: int | None = None
 
     def flight(self, blocks: int) -> "Flight":
         """How many of so many blocks each worker has in flight, and the threads of each."""
         workers = max(1, min(self.workers, blocks))
-        if self.shared:
-            return Flight(1, max(1, self.cores // workers))
         cores = max(1, self.cores // workers)
-        in_flight = min(cores, -(-blocks // workers))
-        return Flight(in_flight, cores // in_flight)
+        usual = 1 if self.shared else cores
+        in_flight = min(self.in_flight or usual, -(-blocks // workers))
+        return Flight(in_flight, max(1, cores // in_flight))
 
 
 @dataclass(frozen=True)

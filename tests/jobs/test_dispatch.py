@@ -46,7 +46,15 @@ def test_only_the_running_block_is_blamed_for_a_death():
 def test_a_worker_that_makes_several_at_once_gets_them_before_any_waits():
     d = Dispatcher(range(9), at_once=3)
     given = d.joined(["a", "b"], 0)
-    assert [(g.worker, g.block) for g in given] == [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("a", 4), ("b", 5), ("a", 6)]
+    assert [(g.worker, g.block) for g in given] == [
+        ("a", 0),
+        ("b", 1),
+        ("a", 2),
+        ("b", 3),
+        ("a", 4),
+        ("b", 5),
+        ("a", 6),
+    ]
 
 
 def test_of_several_made_at_once_only_the_guilty_one_is_given_up():

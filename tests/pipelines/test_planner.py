@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError
-from pipelines.planner import Crew, Needs, Pace, make_plan
+from pipelines.planner import Crew, Flight, Needs, Pace, make_plan
 from pipelines.product import TilingSpec
 from pipelines.tiling import Tiling, round_up
 
@@ -205,6 +205,11 @@ def test_where_the_gpu_takes_all_of_the_time_padded_work_decides():
     crew, slow = Crew(1, shared=False, cores=16), Pace(infer=1e-6, host=1e-12)
     plan = make_plan(MRMS, (896, 1024), needs, spec(memory="64GB"), crew, slow)
     assert plan.tiling.tile == plan.tiling.frame
+
+
+def test_the_user_says_how_many_blocks_are_in_flight():
+    assert Crew(1, shared=False, cores=16, in_flight=4).flight(28) == Flight(4, 4)
+    assert Crew(2, shared=True, cores=2, in_flight=3).flight(28) == Flight(3, 1)
 
 
 @given(blocks=st.integers(1, 60), workers=st.integers(1, 8), cores=st.integers(1, 128), shared=st.booleans())
