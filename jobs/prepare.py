@@ -218,7 +218,7 @@ class Planned:
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
-        tiling, needs = self.plan.tiling, self.tiles
+        tiling, needs, flight = self.plan.tiling, self.tiles, self.flight
         radius = "the whole frame" if needs.radius is None else f"{needs.radius} cells"
         return [
             ("grid", _by(tiling.grid)),
@@ -230,7 +230,7 @@ class Planned:
             ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
             (
                 "workers",
-                f"{self.workers}, each with {self.flight.blocks} block(s) in flight of {self.flight.threads} thread(s)",
+                f"{self.workers} with {flight.blocks} block(s) in flight, {flight.threads} thread(s) each",
             ),
         ]
 
