@@ -119,18 +119,27 @@ def validate(file: Path, overrides: tuple[str, ...], format_: str) -> Exit:
 @main.command()
 @product_file
 @overrides
+@click.option("--calibrate", "measure", is_flag=True, help="Measure GPU and cores first.")
 @as_json
 @ends_clearly
-def plan(file: Path, overrides: tuple[str, ...], format_: str) -> None:
+def plan(file: Path, overrides: tuple[str, ...], measure: bool, format_: str) -> None:
     """Show how the grid of the product FILE would be cut, and why.
+
+    Beside GPUs the cut depends on how fast GPU and cores are. --calibrate measures that on blocks of the newest cycle,
+    which are thrown away, and keeps it on this machine; engines may then have to be built for other tiles.
 
     \b
     Examples:
       squall plan rain.yaml
       squall plan rain.yaml tiling.memory=500MB
+      squall plan rain.yaml --calibrate
     """
     from jobs.prepare import plan_of
 
+    if measure:
+        from jobs.calibrate import calibrate
+
+        calibrate(file, overrides)
     planned = plan_of(file, overrides)
     if format_ == "json":
         click.echo(show.as_json(planned))

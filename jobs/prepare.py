@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from engines import cuda
 from engines.base import EngineError
 from engines.footprint import bytes_per_cell
 from engines.model import Contract, ModelPackage, Transform
@@ -18,13 +19,14 @@ from engines.typed import TypedModel
 from jobs import __version__
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
+from jobs.pace import known_pace
 from jobs.pool import Resources
 from jobs.worker import Setup
 from pipelines.cf import Attribute, Provenance
 from pipelines.check import Problem, check_fit, check_product
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
-from pipelines.planner import Crew, Flight, Needs, Plan, make_plan
+from pipelines.planner import Crew, Flight, Needs, Pace, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
 from pipelines.tiling import round_up
@@ -108,7 +110,7 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     """
     product, source, model = loaded.product, loaded.source, loaded.model
     resources = _for_engine(resources, product)
-    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources)
+    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, known_pace(loaded.package))
     blocks = len(plan.tiling.blocks())
     workers, flight = min(crew.workers, blocks), crew.flight(blocks)
     setup = Setup(
@@ -132,7 +134,9 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     )
 
 
-def choose_plan(product: Product, source: Source, tiles: Needs, resources: Resources) -> tuple[Layout, Crew, Plan]:
+def choose_plan(
+    product: Product, source: Source, tiles: Needs, resources: Resources, pace: Pace
+) -> tuple[Layout, Crew, Plan]:
     """How the forecast is stored, who works on it, and how the grid is cut for them.
 
     Raises:
@@ -140,7 +144,7 @@ def choose_plan(product: Product, source: Source, tiles: Needs, resources: Resou
     """
     layout = choose_layout(source.grid.shape, len(product.leads), product.output)
     crew = resources.crew(_count(product.workers), _count(product.blocks_in_flight))
-    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, crew)
+    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, crew, pace)
 
 
 def _count(wanted: int | Literal["auto"]) -> int | None:
@@ -215,6 +219,7 @@ class Planned:
     tiles: Needs
     workers: int
     flight: Flight
+    pace: Pace
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
@@ -238,9 +243,9 @@ class Planned:
 def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     """How the grid of a product would be cut on this machine; no Ray is started."""
     loaded = load(file, overrides)
-    prepared = prepare(loaded, Resources(0, os.cpu_count() or 1))
+    prepared = prepare(loaded, Resources(cuda.device_count(), os.cpu_count() or 1))
     flight = Flight(prepared.setup.blocks_in_flight, prepared.setup.order.threads)
-    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, flight)
+    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, flight, known_pace(loaded.package))
 
 
 def _by(shape: Sequence[int]) -> str:
