@@ -17,6 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from engines.base import EngineError, InferenceError, OutOfMemoryError
 
+BLOCKING_SYNC = 1  # cudaEventBlockingSync
+
 
 @cache
 def runtime() -> Any:
@@ -151,10 +153,15 @@ class Stream(_Owner):
 
 
 class Event(_Owner):
-    """A mark in a stream, to wait for or to measure time by."""
+    """A mark in a stream, to wait for or to measure time by.
 
-    def __init__(self) -> None:
-        super().__init__(int(call("cudaEventCreate")), "cudaEventDestroy")
+    Args:
+        waits_asleep: whoever waits leaves the core to others; it hears of the mark some microseconds later.
+    """
+
+    def __init__(self, waits_asleep: bool = False) -> None:
+        made = call("cudaEventCreateWithFlags", BLOCKING_SYNC) if waits_asleep else call("cudaEventCreate")
+        super().__init__(int(made), "cudaEventDestroy")
 
     def record(self, stream: Stream) -> None:
         call("cudaEventRecord", self.handle, stream.handle)

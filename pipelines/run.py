@@ -194,5 +194,5 @@ class _Inference:
                     lane = held.enter_context(self._forecaster.lane((len(windows), len(frames), *windows[0].shape)))
                 for target, window in zip(lane.given, windows, strict=True):
                     target[...] = frames[:, *window.slices]
-                outs = lane.run()
+                outs = list(lane.run())
             yield outs
