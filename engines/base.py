@@ -3,7 +3,8 @@
 EngineError
 ├── ModelError              the model package is refused
 └── InferenceError          the engine ran and failed
-    └── OutOfMemoryError    the batch does not fit; a smaller one may
+    ├── OutOfMemoryError    the batch does not fit; a smaller one may
+    └── DeviceLostError     nothing will run on the GPU in this process any more
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,8 +30,12 @@ class InferenceError(EngineError):
     """The engine ran and failed."""
 
 
-class OutOfMemoryError(InferenceError):
+class OutOfMemoryError(InferenceError, MemoryError):
     """The batch does not fit into memory; a smaller one may."""
+
+
+class DeviceLostError(InferenceError):
+    """An error after which every call of CUDA in this process fails; only another process may go on."""
 
 
 class Lane(Protocol):

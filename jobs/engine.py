@@ -41,7 +41,8 @@ def open_engine(order: EngineOrder, tell: Tell = log.info) -> Supplied:
     Raises:
         EngineError: it cannot be had here; names why.
     """
-    return supply(find_runtime(order.runtime, order.threads), open_cache(), order.model, order.spec, tell)
+    runtime = find_runtime(order.runtime, order.threads, lanes=order.lanes)
+    return supply(runtime, open_cache(), order.model, order.spec, tell)
 
 
 def open_cache(root: Path | None = None) -> EngineCache:

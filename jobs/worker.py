@@ -1,5 +1,6 @@
 """The worker: one engine (on one GPU where there is one), fed block after block. Where grids and engines meet."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,9 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import ray
 from numpy.typing import NDArray
 
-from engines.base import Engine, EngineError
+from engines.base import DeviceLostError, Engine, EngineError
 from engines.spec import Shape
 from jobs.engine import EngineOrder, describe_engine, open_engine
 from pipelines.run import BlockResult, Forecaster, Lane, OpenLane, Read, run_block
@@ -17,6 +19,8 @@ from pipelines.sink import Draft
 from pipelines.source import Cycle, Part, Source, cut
 from pipelines.tiling import Block, Tiling
 from pipelines.transform import Decoder, Encoder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,20 @@ class Worker:
         Args:
             frames: parts of the frames that the node shares and the block lies in; or the source to read from.
 
+        A GPU that is lost ends the actor: nothing would run in its process any more.
+
         Raises:
             EngineError: the engine could not be opened.
         """
         if self._fault is not None:
             raise self._fault
+        try:
+            return self._run(block, cycle, draft, frames)
+        except DeviceLostError as error:
+            _end_actor(error)
+            raise
+
+    def _run(self, block: Block, cycle: Cycle, draft: Draft, frames: Sequence[Source | Part]) -> BlockResult:
         return replace(run_block(block, self._reader(cycle, frames), self._forecaster, draft), engine=self._engine)
 
     def _reader(self, cycle: Cycle, frames: Sequence[Source | Part]) -> Read:
@@ -86,6 +99,13 @@ class Worker:
     def pid(self) -> int:
         """The process, for monitoring and tests."""
         return os.getpid()
+
+
+def _end_actor(error: DeviceLostError) -> None:
+    """Ends this process if it is an actor: the driver puts another worker in its place."""
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
+        log.critical("this worker ends: %s", error)
+        os._exit(1)
 
 
 @dataclass(frozen=True)

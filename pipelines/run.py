@@ -10,6 +10,7 @@ overlap; an engine has a few lanes, each with room for one batch, in which the w
 What is in memory is bounded: frames and codes of the blocks in flight, the batches of the lanes, reused tiles.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from pipelines.source import count_missing
 from pipelines.spans import Seconds, Span, Stopwatch
 from pipelines.tiling import Block, Tile, Tiling
 from pipelines.transform import Decoder, Encoder
+
+log = logging.getLogger(__name__)
 
 Raw = NDArray[np.generic]
 Read = Callable[[Window], Raw]
@@ -141,6 +144,20 @@ def _canvas(block: Block, forecaster: Forecaster, codes: NDArray[Any]) -> Canvas
     return CropCanvas(block, forecaster.encoder, codes, forecaster.threads)
 
 
+class _TooManyError(Exception):
+    """The tiles of a batch do not fit the engine's memory together."""
+
+
+@contextmanager
+def _judge_memory(tiles: int) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        if tiles == 1:
+            raise
+        raise _TooManyError(str(error)) from error
+
+
 class _Inference:
     """The inference of one block: every tile is run, or reused where its input is one value.
 
@@ -154,7 +171,15 @@ class _Inference:
         self._decoded = cache(lambda: forecaster.decoder.decode(raw, space))
 
     def add(self, tiles: Sequence[Tile], canvas: Canvas) -> int:
-        """Adds tiles to the canvas, in their order; how many had to be run."""
+        """Adds tiles to the canvas, in their order, fewer at once if memory is short; how many had to be run."""
+        try:
+            return self._add(tiles, canvas)
+        except _TooManyError as error:
+            half = len(tiles) // 2
+            log.warning("%d tiles at once are too many, so %d are run: %s", len(tiles), half, error)
+        return self.add(tiles[:half], canvas) + self.add(tiles[half:], canvas)
+
+    def _add(self, tiles: Sequence[Tile], canvas: Canvas) -> int:
         windows = [tile.window.within(self._seen) for tile in tiles]
         with self._watch("infer"):
             keys = [constant_key(self._raw[:, *window.slices]) for window in windows]
@@ -187,7 +212,7 @@ class _Inference:
             yield ()
             return
         with ExitStack() as held:
-            with self._watch("infer"):
+            with self._watch("infer"), _judge_memory(len(windows)):
                 with self._watch("decode"):
                     frames = self._decoded()
                 with self._watch("lane"):

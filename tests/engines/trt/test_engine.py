@@ -7,7 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from engines.base import Engine, EngineError, InferenceError, OutOfMemoryError
+from engines.base import DeviceLostError, Engine, EngineError, InferenceError, OutOfMemoryError
 from engines.cuda import DeviceBuffer
 from engines.trt import engine as engine_module
 from engines.trt.engine import TensorRTEngine
@@ -280,6 +280,17 @@ def test_an_error_of_the_gpu_is_not_a_forecast(load, host_cuda, function):
     host_cuda.fail[function] = "cudaErrorIllegalAddress"
     with pytest.raises(InferenceError, match=f"{function} failed: cudaErrorIllegalAddress"):
         engine(noise(1, 2, 8, 8))
+
+
+def test_a_lost_gpu_is_told_from_a_failed_batch(load, host_cuda):
+    engine = load()
+    host_cuda.fail["cudaMemcpyAsync"] = "cudaErrorInvalidValue"
+    with pytest.raises(InferenceError) as failed:
+        engine(noise(1, 2, 8, 8))
+    host_cuda.fail["cudaMemcpyAsync"] = "cudaErrorECCUncorrectable"
+    with pytest.raises(DeviceLostError):
+        engine(noise(1, 2, 8, 8))
+    assert not isinstance(failed.value, DeviceLostError)
 
 
 def test_a_closed_engine_says_so(load):
