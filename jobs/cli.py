@@ -1,5 +1,6 @@
 """The command line `squall`: cycles of a product here; models, engines and publishing in files of their own."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,26 @@ def main() -> None:
 @click.option("--time", type=Time(), default="latest", show_default=True, help="Reference time in UTC, or latest.")
 @click.option("--replace", is_flag=True, help="Publish a revision if the cycle is published already.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw observed past and forecast into this PNG.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write what ran when to this JSON; see ui.perfetto.dev.")
 @as_json
 @click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
 @ends_clearly
 def run(
-    file: Path, overrides: tuple[str, ...], time: Any, replace: bool, plot: Path | None, format_: str, debug: bool
+    file: Path,
+    overrides: tuple[str, ...],
+    time: Any,
+    replace: bool,
+    plot: Path | None,
+    trace: Path | None,
+    format_: str,
+    debug: bool,
 ) -> Exit:
     """Make one cycle of the product FILE and publish it, whole or not at all.
 
     \b
     Examples:
       squall run rain.yaml
-      squall run rain.yaml --time 2016-09-28T15:30Z --plot rain.png
+      squall run rain.yaml --time 2016-09-28T15:30Z --plot rain.png --trace cycle.json
       squall run rain.yaml input.tolerance=1min output.store=/data/out --format json
       */5 * * * *  squall run /etc/squall/rain.yaml          (crontab)
       ray job submit --working-dir . -- python -m jobs.nowcast rain.yaml
@@ -81,12 +90,18 @@ def run(
         from jobs.picture import draw_cycle
 
         draw_cycle(file, overrides, report.reference_time, plot)
+    if trace is not None:
+        from jobs.trace import write_trace
+
+        write_trace(trace, report.activities)
     if format_ == "json":
-        click.echo(show.as_json(report))
+        click.echo(show.as_json(dataclasses.replace(report, activities=())))
     else:
         show.cycle_table(report)
         if plot is not None:
             show.out.print(f"picture in {plot}")
+        if trace is not None:
+            show.out.print(f"timeline in {trace}, to be opened in ui.perfetto.dev")
     return Exit.GAPS if report.gaps else Exit.PUBLISHED
 
 

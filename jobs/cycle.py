@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from threading import current_thread
 from time import monotonic, sleep
 
 import numpy as np
@@ -13,12 +14,13 @@ from jobs.drive import Drive, Progress
 from jobs.frames import SharedFrames, share_frames
 from jobs.pool import Pool
 from jobs.prepare import Prepared
+from jobs.trace import Activity, activities_of
 from pipelines.cycles import find_cycle
 from pipelines.errors import AlreadyPublishedError, IncompleteError, NotYetError
 from pipelines.run import BlockResult
 from pipelines.sink import Draft, abort, describe, expire, make_draft, publish, sweep, write_block
 from pipelines.source import Cycle, Source, check_missing, find_inputs
-from pipelines.spans import Seconds
+from pipelines.spans import Seconds, Span, Stopwatch
 from pipelines.tiling import Block
 
 _POLL_SECONDS = 1.0
@@ -36,7 +38,8 @@ class Status(StrEnum):
 class CycleReport:
     """What a cycle did and what it took; times in seconds, `stages` summed over workers.
 
-    `total_seconds` is the time to product: from the start of the cycle to its publication.
+    `total_seconds` is the time to product: from the start of the cycle to its publication. `activities` are what driver
+    and workers did when.
     """
 
     product: str
@@ -57,6 +60,7 @@ class CycleReport:
     wait_seconds: float = 0.0
     publish_seconds: float = 0.0
     total_seconds: float = 0.0
+    activities: tuple[Activity, ...] = field(default=(), repr=False)
 
     @property
     def reused_share(self) -> float:
@@ -82,24 +86,37 @@ def run_cycle(
         IncompleteError: blocks were given up (names them) and the product refuses gaps.
         OutputError: the forecast could not be written. After any error nothing was published.
     """
-    start = monotonic()
-    source, cycle = wait_for_inputs(prepared, reference_time)
+    start, watch = monotonic(), Stopwatch()
+    with watch("wait"):
+        source, cycle = wait_for_inputs(prepared, reference_time)
     waited = monotonic() - start
-    sweep(prepared.product.output.store, prepared.product.name)
+    with watch("sweep"):
+        sweep(prepared.product.output.store, prepared.product.name)
     try:
         with _draft(prepared, cycle, replace_published) as draft, ThreadPoolExecutor(1) as side:
-            frames = share_frames(source, cycle, prepared.plan.tiling, side)
-            described = side.submit(_describe, prepared, cycle, draft)
-            report = _fill(prepared, pool, cycle, draft, frames, start, progress)
+            frames = share_frames(source, cycle, prepared.plan.tiling, side, watch)
+            described = side.submit(_describe, prepared, cycle, draft, watch)
+            with watch("blocks"):
+                report = _fill(prepared, pool, cycle, draft, frames, start, progress)
             described.result()
             publishing = monotonic()
-            path = publish(draft, _outcome(report), replace_published).path
+            with watch("publish"):
+                path = publish(draft, _outcome(report), replace_published).path
             done = monotonic()
     except AlreadyPublishedError as error:
         return _already(prepared, cycle, str(error))
     _expire(prepared, cycle)
-    publish_seconds, total_seconds = done - publishing, done - start
-    return replace(report, path=path, wait_seconds=waited, publish_seconds=publish_seconds, total_seconds=total_seconds)
+    return replace(
+        report,
+        path=path,
+        wait_seconds=waited,
+        publish_seconds=done - publishing,
+        total_seconds=done - start,
+        activities=(
+            *activities_of([Span("cycle", start, done, current_thread().name), *watch.spans]),
+            *report.activities,
+        ),
+    )
 
 
 def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) -> tuple[Source, Cycle]:
@@ -133,9 +150,10 @@ def _draft(prepared: Prepared, cycle: Cycle, replace_published: bool) -> Iterato
         raise
 
 
-def _describe(prepared: Prepared, cycle: Cycle, draft: Draft) -> None:
+def _describe(prepared: Prepared, cycle: Cycle, draft: Draft, watch: Stopwatch) -> None:
     grid, leads = prepared.source.grid, prepared.product.leads
-    describe(draft, grid, leads, prepared.attributes, prepared.provenance(cycle))
+    with watch("describe"):
+        describe(draft, grid, leads, prepared.attributes, prepared.provenance(cycle))
 
 
 def _already(prepared: Prepared, cycle: Cycle, note: str) -> CycleReport:
@@ -214,6 +232,7 @@ def _report(
         gaps=gaps,
         stages=sum((result.seconds for result in results), Seconds()),
         engines=tuple(sorted({result.engine for result in results})),
+        activities=activities_of(results=results),
     )
 
 

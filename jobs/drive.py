@@ -1,7 +1,7 @@
 """Drives one cycle's blocks over the workers of a pool: obeys the dispatcher, brings it news, keeps the results."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -80,7 +80,7 @@ class Drive:
                 raise error.cause from None
             self._obey(self._dispatcher.failed(assign.worker, assign.block, str(error.cause), monotonic()))
         else:
-            self.results.setdefault(assign.block, result)
+            self.results.setdefault(assign.block, replace(result, worker=assign.worker))
             self._obey(self._dispatcher.finished(assign.worker, assign.block, monotonic()))
 
     def _replace(self, worker: str) -> None:

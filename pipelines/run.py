@@ -61,6 +61,7 @@ class BlockResult:
         missing: missing cells of each input frame inside the block.
         engine: what ran, as the worker calls it.
         spans: what was done when.
+        worker: name of the worker, as its pool calls it.
     """
 
     block: int
@@ -71,6 +72,7 @@ class BlockResult:
     seconds: Seconds
     engine: str = ""
     spans: tuple[Span, ...] = ()
+    worker: str = ""
 
 
 @dataclass(frozen=True)
