@@ -220,6 +220,7 @@ class Product(Part):
     deadline: Positive | None = None
     workers: CountOrAuto = "auto"
     blocks_in_flight: CountOrAuto = "auto"
+    keep_warm: NotNegative = timedelta(minutes=15)
 
     @field_validator("lead_times")
     @classmethod
