@@ -11,6 +11,7 @@ floor   what this machine needs at least for the same work; benchmarks/floor.py 
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import xarray as xr
 import yaml
 
 from benchmarks.contender import Contender
-from benchmarks.cycle import Store, make_task, processor
+from benchmarks.cycle import Store, make_task
 from benchmarks.floor import Bare, Floor, floor_of, measure_bare, measure_coding, measure_link, stack
 from benchmarks.ours import IN_FLIGHT, activities_from, prepare_many, tensors, usable_times
 from benchmarks.rivals import EngineTask
@@ -614,10 +614,9 @@ def main() -> None:
     bench = Bench(home, arguments.data, sizes, arguments.gpus, arguments.soak, settings, arguments.in_flight)
     report, environment = Report(home), describe_environment()
     frames = "real frames" if arguments.data else "storms"
-    report.say(
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {environment}, {bench.cores} cores ({processor()}); {frames}\n"
-    )
-    bench.record |= {"environment": str(environment), "sizes": asdict(sizes), "data": frames}
+    facts = environment.describe() | {name: importlib.metadata.version(name) for name in ("zarr", "ray")}
+    report.say("; ".join(f"{name} {value}" for name, value in facts.items()) + f"; input: {frames}\n")
+    bench.record |= {"environment": facts, "sizes": asdict(sizes), "data": frames}
     for section in SECTIONS:
         if arguments.only is None or section.__name__ in arguments.only:
             run_section(section, bench, report, arguments.limit)
