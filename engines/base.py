@@ -67,6 +67,8 @@ class Engine(Protocol):
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """The forecast (n, lead, h, w) of a batch (n, channel, h, w), both in model space.
 
+        A tensor of the engine may be half: it takes float32 as well then, and answers in float32.
+
         Raises:
             InferenceError: the runtime refused or failed; names the shape.
         """
@@ -87,6 +89,25 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release memory; the engine cannot be used afterwards."""
         ...
+
+
+def fit(batch: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """The batch in the dtype of an input tensor; float32 is rounded where the tensor is half.
+
+    Raises:
+        InferenceError: any other dtype than the tensor's.
+    """
+    if batch.dtype == spec.dtype:
+        return batch
+    if batch.dtype != np.float32 or spec.dtype != "float16":
+        raise InferenceError(f"a batch of {batch.dtype} does not fit the input {spec}")
+    with np.errstate(over="ignore"):
+        return batch.astype(np.float16)
+
+
+def answer(out: NDArray[Any], batch: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """An output as the caller of a batch expects it: float32 if the batch was, and the input tensor is half."""
+    return out if batch.dtype == spec.dtype else out.astype(batch.dtype)
 
 
 @dataclass(frozen=True)

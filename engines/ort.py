@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,17 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
-from engines.base import Engine, EngineError, InferenceError, Lane, ModelError, OutOfMemoryError, PlainLane
+from engines.base import (
+    Engine,
+    EngineError,
+    InferenceError,
+    Lane,
+    ModelError,
+    OutOfMemoryError,
+    PlainLane,
+    answer,
+    fit,
+)
 from engines.graph import external_files, first_line
 from engines.runtime import BuiltFile
 from engines.spec import BuildSpec, EngineKey, Shape, TensorSpec
@@ -44,6 +55,9 @@ class OrtEngine:
         self.specs = _spec(self._session.get_inputs()[0]), _spec(self._session.get_outputs()[0])
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return answer(self._infer(fit(batch, self.specs[0])), batch, self.specs[0])
+
+    def _infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         session, (given, returned) = self._session, self.specs
         if session is None:
             raise InferenceError(f"the engine of {self._model} is closed")

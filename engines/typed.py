@@ -18,6 +18,7 @@ from engines.precision import (
     Conversion,
     Precision,
     emulate_half,
+    narrow_ports,
     record_conversion,
     to_half,
     to_int8,
@@ -106,7 +107,9 @@ def _rewrite(model: onnx.ModelProto, precision: Precision, calibration: Sequence
                 raise ModelError("int8 needs inputs to calibrate on, the extremes among them; found none")
             return to_int8(model, calibration)
         case "half":
-            return to_half(model)
+            half = to_half(model)
+            narrow_ports(half)
+            return half
         case _:
             return model
 

@@ -94,7 +94,7 @@ def run_cycle(
         sweep(prepared.product.output.store, prepared.product.name)
     try:
         with _draft(prepared, cycle, replace_published) as draft, ThreadPoolExecutor(1) as side:
-            frames = share_frames(source, cycle, prepared.plan.tiling, side, watch)
+            frames = share_frames(source, cycle, prepared.plan.tiling, side, watch, at_once=prepared.gpu)
             described = side.submit(_describe, prepared, cycle, draft, watch)
             with watch("blocks"):
                 report = _fill(prepared, pool, cycle, draft, frames, start, progress)

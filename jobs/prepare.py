@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,7 +30,15 @@ from pipelines.planner import Crew, Flight, Needs, Pace, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
 from pipelines.tiling import round_up
-from pipelines.transform import ModelNeeds, make_decoder, make_encoder, make_space, output_quantity
+from pipelines.transform import (
+    BLOCK_CELLS,
+    SHARED_CELLS,
+    ModelNeeds,
+    make_decoder,
+    make_encoder,
+    make_space,
+    output_quantity,
+)
 from pipelines.units import Quantity
 
 T = TypeVar("T")
@@ -113,6 +121,7 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, known_pace(loaded.package))
     blocks = len(plan.tiling.blocks())
     workers, flight = min(crew.workers, blocks), crew.flight(blocks)
+    cells = SHARED_CELLS if flight.blocks > 1 else BLOCK_CELLS
     setup = Setup(
         order=EngineOrder(
             loaded.graph,
@@ -122,8 +131,8 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
             lanes=min(flight.blocks, MOST_LANES),
         ),
         tiling=plan.tiling,
-        decoder=make_decoder(source.encoding, product.input, model),
-        encoder=make_encoder(product.output, model),
+        decoder=replace(make_decoder(source.encoding, product.input, model), block_cells=cells),
+        encoder=replace(make_encoder(product.output, model), block_cells=cells),
         leads=tuple(model.leads.index(lead) for lead in product.leads),
         batch=plan.batch,
         mask_from_input=model.coverage == "input",

@@ -8,6 +8,7 @@ from engines.precision.half import to_half
 from engines.precision.int8 import choose_cases, to_int8
 from engines.precision.layers import CONVERTER_VERSION, LayerCounts, describe
 from engines.precision.pack import Packing, pack_io
+from engines.precision.ports import narrow_ports, widen_ports
 from engines.precision.record import Arithmetic, Conversion, Precision, record_conversion
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "choose_cases",
     "describe",
     "emulate_half",
+    "narrow_ports",
     "pack_io",
     "record_conversion",
     "to_half",
     "to_int8",
+    "widen_ports",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import cuda
-from engines.base import EngineError, InferenceError, Split
+from engines.base import EngineError, InferenceError, Split, answer, fit
 from engines.cuda import DeviceBuffer, Stream
 from engines.spec import Profile, TensorSpec, to_shape
 from engines.trt.builder import Journal
@@ -85,10 +85,10 @@ class TensorRTEngine:
         Raises:
             InferenceError: no optimization profile holds the shape, another dtype, or the GPU failed; names which.
         """
-        self._check(batch)
+        given = fit(batch, self.specs[0])
         with self.lane(batch.shape) as lane:
-            np.copyto(lane.given, batch)
-            return lane.run().copy()
+            np.copyto(lane.given, given)
+            return answer(lane.run().copy(), batch, self.specs[0])
 
     @contextmanager
     def lane(self, shape: tuple[int, ...]) -> Iterator["BoundLane"]:
@@ -104,12 +104,12 @@ class TensorRTEngine:
         with ExitStack() as given_up:
             waiting: deque[tuple[ExitStack, BoundLane]] = deque()
             for batch in batches:
-                self._check(batch)
+                given = fit(batch, self.specs[0])
                 if len(waiting) == len(self._lanes):
                     yield from _finish(*waiting.popleft())
                 held = given_up.enter_context(ExitStack())
                 lane = held.enter_context(self.lane(batch.shape))
-                np.copyto(lane.given, batch)
+                np.copyto(lane.given, given)
                 lane.start()
                 waiting.append((held, lane))
             for held, lane in waiting:
@@ -121,7 +121,7 @@ class TensorRTEngine:
         Raises:
             InferenceError: as of a call.
         """
-        self._check(batch)
+        batch = fit(batch, self.specs[0])
         self._ready(batch.shape)
         stream = self._lanes.streams.compute
         with self._lanes.take() as lane, self._queueing:
@@ -227,11 +227,6 @@ class TensorRTEngine:
         stream = self._lanes.streams.compute
         outputs = [math.prod(self._bind(profile.max, stream)) * returned for profile in self.profiles]
         return max(math.prod(profile.max) * given for profile in self.profiles), max(outputs)
-
-    def _check(self, batch: NDArray[Any]) -> None:
-        """Refuse a batch that does not fit before anything is queued."""
-        if batch.dtype != self.specs[0].dtype:
-            raise InferenceError(f"a batch of {batch.dtype} does not fit the input {self.specs[0]}")
 
     def _ready(self, shape: tuple[int, ...]) -> None:
         """Raises InferenceError unless the engine is open and takes this shape."""
