@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,16 +98,19 @@ def require_fit(product: Product, source: Source, model: ModelNeeds, file: Path)
         raise ConfigError("\n  ".join([f"{len(problems)} problem(s) in {file}:", *map(str, problems)]))
 
 
-def prepare(loaded: Loaded, resources: Resources) -> Prepared:
+def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) -> Prepared:
     """All that the cycles of a product share, for the workers that there are.
+
+    Args:
+        whole_cycles: each worker makes cycles by itself, as in a backfill; else all share the blocks of one cycle.
 
     Raises:
         ConfigError: the product does not fit its store or its model.
     """
     product, source, model = loaded.product, loaded.source, loaded.model
     resources = _for_engine(resources, product)
-    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources)
-    workers = min(crew.workers, len(plan.tiling.blocks()))
+    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, whole_cycles)
+    workers = crew.workers if whole_cycles else min(crew.workers, len(plan.tiling.blocks()))
     setup = Setup(
         order=EngineOrder(
             loaded.graph,
@@ -127,7 +130,9 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
     )
 
 
-def choose_plan(product: Product, source: Source, tiles: Needs, resources: Resources) -> tuple[Layout, Crew, Plan]:
+def choose_plan(
+    product: Product, source: Source, tiles: Needs, resources: Resources, whole_cycles: bool = False
+) -> tuple[Layout, Crew, Plan]:
     """How the forecast is stored, who works on it, and how the grid is cut for them.
 
     Raises:
@@ -135,7 +140,8 @@ def choose_plan(product: Product, source: Source, tiles: Needs, resources: Resou
     """
     layout = choose_layout(source.grid.shape, len(product.leads), product.output)
     crew = resources.crew(None if product.workers == "auto" else product.workers)
-    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, crew)
+    sharing = replace(crew, workers=1) if whole_cycles else crew
+    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, sharing)
 
 
 def _for_engine(resources: Resources, product: Product) -> Resources:

@@ -7,6 +7,7 @@ from functools import partial
 
 from engines.base import Engine, EngineError
 from jobs.engine import EngineOrder, describe_engine, open_engine
+from jobs.hindcast import Group, GroupResult, Hindcast, Order
 from pipelines.run import BlockResult, Forecaster, Infer, Read, run_block
 from pipelines.sink import Draft
 from pipelines.source import Cycle, Part, Source, cut
@@ -35,6 +36,7 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self._fault: EngineError | None = None
+        self._hindcast: Hindcast | None = None
         try:
             supplied = open_engine(setup.order)
         except EngineError as error:
@@ -64,6 +66,18 @@ class Worker:
         if self._fault is not None:
             raise self._fault
         return replace(run_block(block, self._reader(cycle, frames), self._forecaster, draft), engine=self._engine)
+
+    def make(self, group: Group, order: Order) -> GroupResult:
+        """Make whole cycles of a backfill, from their frames to their publication.
+
+        Raises:
+            EngineError: the engine could not be opened.
+        """
+        if self._fault is not None:
+            raise self._fault
+        if self._hindcast is None or self._hindcast.name != order.name:
+            self._hindcast = Hindcast(order, self._forecaster, self._engine)
+        return self._hindcast.make(group)
 
     def _reader(self, cycle: Cycle, frames: Sequence[Source | Part]) -> Read:
         parts = [part for part in frames if isinstance(part, Part)]

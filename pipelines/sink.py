@@ -171,12 +171,15 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int 
     return sum(map_on(threads, partial(_write_shard, draft), shards, parts))
 
 
-def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False) -> PublishedCycle:
+def publish(
+    draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False, point: bool = True
+) -> PublishedCycle:
     """Makes the draft visible in one step and moves `latest` to it if it is the newest.
 
     Args:
         outcome: what is known only at the end, such as the missing share; kept as `squall_...` attributes.
         replace: publish as the next revision if the cycle stands already.
+        point: False leaves `latest` to a `point_latest` of the caller, who publishes many cycles.
 
     Raises:
         IncompleteError: shards are missing or damaged (names them); nothing was published.
@@ -188,7 +191,8 @@ def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replac
         _record_outcome(draft, outcome or {})
         sync_folders([draft.store, *_shard_folders(draft)])  # the others did not change since `describe`
         cycle = _claim(draft, replace)
-        point_latest(draft.root, draft.product)
+        if point:
+            point_latest(draft.root, draft.product)
     abort(draft)
     return cycle
 
