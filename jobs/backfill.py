@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import numpy as np
 import ray
@@ -29,6 +29,7 @@ from pipelines.ledger import Ledger, Row
 from pipelines.product import format_duration
 from pipelines.run import Seconds
 from pipelines.sink import sweep
+from pipelines.staging import has_drafts
 
 GROUP_SECONDS = 1.0  # of work in one call: the cost of a call, about a millisecond, vanishes in it
 MOST_CYCLES = 512  # of a group, however fast they are
@@ -125,7 +126,17 @@ def backfill(
         return _on_workers(prepared, times, wanted.replace_published, progress, cycles_in_flight)
     finally:
         disconnect()
-        sweep(loaded.product.output.store, loaded.product.name)  # drafts of workers that were stopped
+        _sweep_up(loaded.product.output.store, loaded.product.name)
+
+
+def _sweep_up(store: str, product: str) -> None:
+    """Removes the drafts of workers that were stopped; their processes take a moment to end."""
+    sweep(store, product)
+    for _ in range(20):
+        if not has_drafts(store, product):
+            break
+        sleep(0.1)
+        sweep(store, product)
 
 
 def _reference_times(loaded: Loaded, wanted: Wanted) -> ReferenceTimes:

@@ -21,7 +21,7 @@ def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
         try:
             code = command(*args, **kwargs) or Exit.PUBLISHED
         except KeyboardInterrupt as error:
-            show.err.print(f"[bold red]squall:[/] interrupted; {error or 'nothing was published'}")
+            show.err.print(f"[bold red]squall:[/] interrupted; {str(error) or 'nothing was published'}")
             code = Exit.INTERRUPTED
         except click.ClickException:
             raise
