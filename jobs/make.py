@@ -107,8 +107,7 @@ def make_cycle(
 
 def describe_cycle(prepared: "Prepared", cycle: Cycle, draft: Draft) -> None:
     """Writes the metadata and coordinates of a cycle."""
-    grid, leads = prepared.source.grid, prepared.product.leads
-    describe(draft, grid, leads, prepared.attributes, prepared.provenance(cycle))
+    describe(draft, prepared.template, prepared.provenance(cycle))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
 from jobs.pool import Resources
 from jobs.worker import Setup
-from pipelines.cf import Attribute, Provenance
+from pipelines.cf import Attribute, Provenance, StoreTemplate, store_template
 from pipelines.check import Problem, check_fit, check_product
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
@@ -62,11 +62,21 @@ class Prepared:
     gpu: bool
     attributes: dict[str, Attribute]
 
+    @cached_property
+    def template(self) -> StoreTemplate:
+        """What all stores of the product share; a ConfigError if grid, lead times and names do not fit each other."""
+        product, grid = self.product, self.source.grid
+        return store_template(product.name, grid, product.leads, self.layout, self.attributes)
+
+    @cached_property
+    def _product_file(self) -> str:
+        return dump_product(self.product)
+
     def provenance(self, cycle: Cycle) -> Provenance:
         """Where a cycle's forecast comes from."""
         package, order = self.package, self.setup.order
         return Provenance(
-            product=dump_product(self.product),
+            product=self._product_file,
             model=package.identity,
             engine=f"{order.runtime} {order.model.precision}, graph {order.model.graph_sha256[:12]}, "
             f"weights {order.model.weights_sha256[:12]}",

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.dataset
 import pytest
 import ray
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from pipelines.errors import ConfigError, InputError, OutputError
 from pipelines.interval import EvenTimes, times_within
 from pipelines.ledger import ledger_folder
 
+FMI = Path(__file__).parents[3] / "shared/data/fmi_20160928.zarr"
 TIMES = [np.datetime64(f"2024-06-01T12:{minute:02}", "ns") for minute in (5, 10, 15, 20, 25)]
 
 
@@ -99,6 +101,27 @@ def test_a_backfill_publishes_what_single_runs_publish_byte_for_byte(ready, prod
     assert stores_of(product) == single
     assert os.readlink(product.parent / "out" / "tiny" / "latest.zarr") == "2024/06/01/1225.zarr"
     assert not list((product.parent / "out" / "tiny" / ".staging").glob("*"))
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not FMI.exists(), reason=f"needs the radar store {FMI.name}")
+def test_a_backfill_of_real_radar_data_publishes_what_single_runs_publish(ready, product):
+    frames = ["-10min", "-5min", "0min"]
+    tree = yaml.safe_load(product.read_text()) | {
+        "input": {"store": str(FMI), "variable": "reflectivity", "convert": "zr", "history": frames},
+        "model": {"package": "builtin:advection"},
+        "tiling": {},
+        "output": {"store": "out", "variable": "precip_rate"},
+    }
+    product.write_text(yaml.safe_dump(tree))
+    prepared, pool = ready(whole_cycles=False)
+    wanted = np.datetime64("2016-09-28T15:30", "ns") + np.arange(3) * np.timedelta64(10, "m")
+    single = {time: files_of(Path(run_cycle(prepared, pool, time).path)) for time in wanted}
+    shutil.rmtree(product.parent / "out")
+    prepared, pool = ready()
+    report = run_backfill(prepared, pool, EvenTimes(wanted[0], np.timedelta64(600, "s"), 3))
+    assert (report.tally.published, report.tally.failed) == (3, 0)
+    assert stores_of(product) == single
 
 
 @pytest.mark.ray
