@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,17 @@ SAMPLE_SECONDS = 0.2
 class Contender:
     """A contender's process, from outside; leaving the context ends it and all its children."""
 
-    def __init__(self, name: str, folder: Path, log: Path) -> None:
+    def __init__(self, name: str, folder: Path, log: Path, environment: Mapping[str, str] | None = None) -> None:
         self._born = time.perf_counter()
         command = [sys.executable, "-m", "benchmarks.contender", name, str(folder)]
         self._log = log.open("w")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=None if environment is None else os.environ | environment,
         )
         self.name, self._log_path = name, log
         self.memory = Memory(self._process.pid)
@@ -116,10 +121,16 @@ def _high_water(pid: int) -> int:
 
 
 def _start(name: str, folder: Path) -> Callable[[int, Path], Callable[[], dict[str, Any] | None]]:
-    if name in ("squall", "bare"):
+    if name in ("squall", "bare", "traced", "backfill"):
         from benchmarks import ours
 
-        return {"squall": ours.squall, "bare": ours.bare}[name](folder)
+        starts = {"squall": ours.squall, "bare": ours.bare, "traced": ours.traced, "backfill": ours.backfill}
+        return starts[name](folder)
+    if name.startswith("engine_"):
+        from benchmarks.rivals import RIVALS
+
+        lap = RIVALS[name](folder)
+        return lambda number, path: partial(lap, number, path)
     from benchmarks.peers import PEERS, Task
 
     run = PEERS[name](Task.load(folder / "task.json"))

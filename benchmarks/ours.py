@@ -2,7 +2,9 @@
 
 import mmap
 import multiprocessing
+import shutil
 from collections.abc import Callable
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,22 +12,20 @@ from typing import Any
 import numpy as np
 
 from engines.ort import OrtEngine
-from jobs.cycle import run_cycle
+from jobs.cycle import CycleReport, run_cycle
 from jobs.pool import Pool, Resources, cluster_resources, connect
 from jobs.prepare import Prepared, load, prepare
-from pipelines.run import constant_key
+from jobs.trace import Activity
+from pipelines.reuse import constant_key
 from pipelines.source import Cycle, find_inputs
+from pipelines.spans import Span
 
 Start = Callable[[int, Path], Callable[[], dict[str, Any]]]
 
 
 def squall(folder: Path) -> Start:
     """What `squall run` does, with driver and workers kept from cycle to cycle."""
-    loaded = load(folder / "product.yaml", [])
-    connect()
-    prepared = prepare(loaded, cluster_resources())
-    pool = Pool(prepared.setup, prepared.workers, prepared.gpu)
-    times = usable_times(prepared)
+    prepared, pool, times = _open(folder)
 
     def run(number: int) -> dict[str, Any]:
         report = run_cycle(prepared, pool, times[number])
@@ -34,6 +34,61 @@ def squall(folder: Path) -> Start:
         return {"path": report.path, "publish": report.publish_seconds, **tiles, **stages}
 
     return lambda number, path: partial(run, number)
+
+
+def traced(folder: Path) -> Start:
+    """As squall, with what was done when; what the cycle before has published is removed first, and not timed."""
+    prepared, pool, times = _open(folder)
+
+    def start(number: int, path: Path) -> Callable[[], dict[str, Any]]:
+        shutil.rmtree(prepared.product.output.store, ignore_errors=True)
+        return partial(run, number)
+
+    def run(number: int) -> dict[str, Any]:
+        report = run_cycle(prepared, pool, times[number % len(times)])
+        activities = [[a.process, a.block, *astuple(a.span)] for a in report.activities]
+        facts = {"path": report.path, "run": report.tiles_run, "reused": report.tiles_reused, "blocks": report.blocks}
+        return facts | {"workers": report.workers, "engines": report.engines, "activities": activities}
+
+    return start
+
+
+def activities_from(facts: dict[str, Any]) -> list[Activity]:
+    """What `traced` tells of a cycle."""
+    return [Activity(process, Span(*span), block) for process, block, *span in facts["activities"]]
+
+
+def backfill(folder: Path) -> Start:
+    """Many cycles of a product on warm workers, as `squall backfill` makes them; the number is how many."""
+    prepared, pool, times = _open(folder)
+
+    def start(number: int, path: Path) -> Callable[[], dict[str, Any]]:
+        shutil.rmtree(prepared.product.output.store, ignore_errors=True)
+        return partial(run, times[:number])
+
+    def run(some: list[np.datetime64]) -> dict[str, Any]:
+        how, reports = _make_many(prepared, pool, some)
+        tiles = {"run": sum(r.tiles_run for r in reports), "reused": sum(r.tiles_reused for r in reports)}
+        return {"cycles": len(reports), "how": how, "workers": prepared.workers, **tiles, "path": reports[-1].path}
+
+    return start
+
+
+def _make_many(prepared: Prepared, pool: Pool, times: list[np.datetime64]) -> tuple[str, list[CycleReport]]:
+    """How some cycles were made, and their reports."""
+    try:
+        from jobs.backfill import run_backfill
+    except ImportError:
+        return "one cycle after the other", [run_cycle(prepared, pool, time) for time in times]
+    return "backfill", list(run_backfill(prepared, pool, times))
+
+
+def _open(folder: Path) -> tuple[Prepared, Pool, list[np.datetime64]]:
+    """A product on warm workers, and the reference times that its store has frames for."""
+    loaded = load(folder / "product.yaml", [])
+    connect()
+    prepared = prepare(loaded, cluster_resources())
+    return prepared, Pool(prepared.setup, prepared.workers, prepared.gpu), usable_times(prepared)
 
 
 def usable_times(prepared: Prepared) -> list[np.datetime64]:

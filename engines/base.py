@@ -3,17 +3,19 @@
 EngineError
 ├── ModelError              the model package is refused
 └── InferenceError          the engine ran and failed
-    └── OutOfMemoryError    the batch does not fit; a smaller one may
+    ├── OutOfMemoryError    the batch does not fit; a smaller one may
+    └── DeviceLostError     nothing will run on the GPU in this process any more
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.spec import TensorSpec
+from engines.spec import Shape, TensorSpec
 
 
 class EngineError(Exception):
@@ -28,13 +30,34 @@ class InferenceError(EngineError):
     """The engine ran and failed."""
 
 
-class OutOfMemoryError(InferenceError):
+class OutOfMemoryError(InferenceError, MemoryError):
     """The batch does not fit into memory; a smaller one may."""
+
+
+class DeviceLostError(InferenceError):
+    """An error after which every call of CUDA in this process fails; only another process may go on."""
+
+
+class Lane(Protocol):
+    """Room for one batch on its way through an engine; for one thread at a time."""
+
+    @property
+    def given(self) -> NDArray[Any]:
+        """The input (n, channel, h, w), in the dtype of the engine's input tensor, to be filled."""
+        ...
+
+    def run(self) -> NDArray[Any]:
+        """The output (n, lead, h, w), in the dtype of the engine's output tensor; good until the lane is given back.
+
+        Raises:
+            InferenceError: the runtime refused or failed.
+        """
+        ...
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A loaded, ready-to-run model: tiles in, tiles out."""
+    """A loaded, ready-to-run model: tiles in, tiles out. Several threads may use it at the same time."""
 
     @property
     def specs(self) -> tuple[TensorSpec, TensorSpec]:
@@ -49,6 +72,14 @@ class Engine(Protocol):
         """
         ...
 
+    def lane(self, shape: Shape) -> AbstractContextManager[Lane]:
+        """Room for a batch of this shape, given back at the end of the context; waits while all lanes are taken.
+
+        Raises:
+            InferenceError: the engine takes no such batch.
+        """
+        ...
+
     def warm(self, shape: tuple[int, int, int, int]) -> None:
         """Run once on zeros of this shape, so that the first real batch pays for nothing."""
         ...
@@ -56,6 +87,17 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release memory; the engine cannot be used afterwards."""
         ...
+
+
+@dataclass(frozen=True)
+class PlainLane:
+    """A lane of an engine that keeps no memory for its batches; there are as many as there are threads."""
+
+    engine: Engine
+    given: NDArray[Any]
+
+    def run(self) -> NDArray[Any]:
+        return self.engine(self.given)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.base import EngineError, InferenceError, OutOfMemoryError
+from engines.base import DeviceLostError, EngineError, InferenceError, OutOfMemoryError
+
+BLOCKING_SYNC = 1  # cudaEventBlockingSync
+FATAL = frozenset(
+    {
+        "cudaErrorAssert", "cudaErrorECCUncorrectable", "cudaErrorHardwareStackError", "cudaErrorIllegalAddress",
+        "cudaErrorIllegalInstruction", "cudaErrorInvalidAddressSpace", "cudaErrorInvalidPc", "cudaErrorLaunchFailure",
+        "cudaErrorLaunchTimeout", "cudaErrorMisalignedAddress", "cudaErrorNvlinkUncorrectable",
+    }
+)  # fmt: skip
+"""What CUDA's documentation says leaves the process in an inconsistent state."""
 
 
 @cache
@@ -37,12 +47,18 @@ def call(name: str, *args: Any) -> Any:
     Raises:
         InferenceError: the status is not success; names the function and CUDA's reason.
         OutOfMemoryError: the reason is memory.
+        DeviceLostError: no later call can succeed.
     """
     status, *values = getattr(runtime(), name)(*args)
     if status.name != "cudaSuccess":
-        kind = OutOfMemoryError if status.name == "cudaErrorMemoryAllocation" else InferenceError
-        raise kind(f"{name} failed: {status.name}")
+        raise _kind_of(status.name)(f"{name} failed: {status.name}")
     return values[0] if values else None
+
+
+def _kind_of(status: str) -> type[EngineError]:
+    if status in FATAL:
+        return DeviceLostError
+    return OutOfMemoryError if status == "cudaErrorMemoryAllocation" else InferenceError
 
 
 def device_count() -> int:
@@ -151,10 +167,15 @@ class Stream(_Owner):
 
 
 class Event(_Owner):
-    """A mark in a stream, to wait for or to measure time by."""
+    """A mark in a stream, to wait for or to measure time by.
 
-    def __init__(self) -> None:
-        super().__init__(int(call("cudaEventCreate")), "cudaEventDestroy")
+    Args:
+        waits_asleep: whoever waits leaves the core to others; it hears of the mark some microseconds later.
+    """
+
+    def __init__(self, waits_asleep: bool = False) -> None:
+        made = call("cudaEventCreateWithFlags", BLOCKING_SYNC) if waits_asleep else call("cudaEventCreate")
+        super().__init__(int(made), "cudaEventDestroy")
 
     def record(self, stream: Stream) -> None:
         call("cudaEventRecord", self.handle, stream.handle)

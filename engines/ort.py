@@ -2,7 +2,8 @@
 
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
-from engines.base import Engine, EngineError, InferenceError, ModelError, OutOfMemoryError
+from engines.base import Engine, EngineError, InferenceError, Lane, ModelError, OutOfMemoryError, PlainLane
 from engines.graph import external_files, first_line
 from engines.runtime import BuiltFile
-from engines.spec import BuildSpec, EngineKey, TensorSpec
+from engines.spec import BuildSpec, EngineKey, Shape, TensorSpec
 from engines.typed import TypedModel
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -56,6 +57,10 @@ class OrtEngine:
         if out.shape[:1] + out.shape[2:] != batch.shape[:1] + batch.shape[2:]:
             raise InferenceError(f"{self._model} turns a batch of shape {batch.shape} into {out.shape}")
         return np.asarray(out)
+
+    @contextmanager
+    def lane(self, shape: Shape) -> Iterator[Lane]:
+        yield PlainLane(self, np.empty(shape, self.specs[0].dtype))
 
     def warm(self, shape: tuple[int, int, int, int]) -> None:
         self(np.zeros(shape, np.float32))

@@ -17,7 +17,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Engine, EngineError, InferenceError
+from engines.base import Engine, EngineError, InferenceError, Lane
 from engines.spec import Shape, TensorSpec
 
 Check = Callable[[Engine], str | None]
@@ -163,6 +163,12 @@ class Slot:
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.infer(batch).values
+
+    @contextmanager
+    def lane(self, shape: Shape) -> Iterator[Lane]:
+        """A lane of the active engine; a batch in flight until it is given back, so that a swap waits for it."""
+        with self._batch() as active, active.engine.lane(shape) as lane:
+            yield lane
 
     def warm(self, shape: Shape) -> None:
         with self._batch() as active:
@@ -338,6 +344,11 @@ class _Polite:
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         with self._alone():
             return self._engine(batch)
+
+    @contextmanager
+    def lane(self, shape: Shape) -> Iterator[Lane]:
+        with self._alone(), self._engine.lane(shape) as lane:
+            yield lane
 
     def warm(self, shape: Shape) -> None:
         with self._alone():

@@ -27,8 +27,8 @@ from pipelines.cycles import find_cycles
 from pipelines.interval import ReferenceTimes, times_within
 from pipelines.ledger import Ledger, Row
 from pipelines.product import format_duration
-from pipelines.run import Seconds
 from pipelines.sink import sweep
+from pipelines.spans import Seconds
 from pipelines.staging import has_drafts
 
 GROUP_SECONDS = 1.0  # of work in one call: the cost of a call, about a millisecond, vanishes in it
@@ -108,9 +108,7 @@ Progress = Callable[[Tally], None]
 """Called when cycles are settled."""
 
 
-def backfill(
-    file: Path, overrides: Sequence[str], wanted: Wanted, progress: Progress, cycles_in_flight: int = 1
-) -> BackfillReport:
+def backfill(file: Path, overrides: Sequence[str], wanted: Wanted, progress: Progress) -> BackfillReport:
     """The report of the cycles of an interval, made on the cluster of RAY_ADDRESS or on a local Ray.
 
     Those published before are left alone. A cycle that fails by itself is recorded and does not stop the others.
@@ -123,7 +121,7 @@ def backfill(
     connect()
     try:
         prepared = prepare(loaded, cluster_resources(), whole_cycles=True)
-        return _on_workers(prepared, times, wanted.replace_published, progress, cycles_in_flight)
+        return _on_workers(prepared, times, wanted.replace_published, progress)
     finally:
         disconnect()
         _sweep_up(loaded.product.output.store, loaded.product.name)
@@ -145,11 +143,11 @@ def _reference_times(loaded: Loaded, wanted: Wanted) -> ReferenceTimes:
 
 
 def _on_workers(
-    prepared: Prepared, times: ReferenceTimes, replace_published: bool, progress: Progress, cycles_in_flight: int
+    prepared: Prepared, times: ReferenceTimes, replace_published: bool, progress: Progress
 ) -> BackfillReport:
     pool = Pool(prepared.setup, prepared.workers, prepared.gpu)
     try:
-        return run_backfill(prepared, pool, times, replace_published, progress, cycles_in_flight)
+        return run_backfill(prepared, pool, times, replace_published, progress)
     finally:
         pool.close()
 
@@ -160,7 +158,6 @@ def run_backfill(
     times: ReferenceTimes,
     replace_published: bool = False,
     progress: Progress = lambda tally: None,
-    cycles_in_flight: int = 1,
 ) -> BackfillReport:
     """The report of cycles that a pool has made.
 
@@ -169,7 +166,7 @@ def run_backfill(
     """
     start, product = monotonic(), prepared.product
     sweep(product.output.store, product.name)
-    order = ray.put(Order(secrets.token_hex(8), prepared, replace_published, cycles_in_flight))
+    order = ray.put(Order(secrets.token_hex(8), prepared, replace_published))
     work = Work(prepared, times, replace_published, progress)
     drive = Drive(pool, work.groups(), lambda one, group: one.make.remote(group, order), work.landed, work.gave_up)
     try:
@@ -197,8 +194,8 @@ class Work:
     def __init__(self, prepared: Prepared, times: ReferenceTimes, replace_published: bool, progress: Progress) -> None:
         output, self._product = prepared.product.output, prepared.product.name
         self._store, self._times, self._replace = output.store, times, replace_published
-        self._workers, self._progress = prepared.workers, progress
-        self._size, self._flushed = 1, monotonic()
+        self._workers, self._in_flight, self._progress = prepared.workers, prepared.cycles_in_flight, progress
+        self._size, self._flushed = self._in_flight, monotonic()
         self.tally = Tally(len(times))
         self.ledger = Ledger(output.store, self._product)
 
@@ -208,8 +205,8 @@ class Work:
         while members := list(islice(open_cycles, self._fair_size())):
             yield Group(tuple(time for time, _ in members), tuple(revision for _, revision in members))
 
-    def landed(self, group: Group, result: GroupResult) -> None:
-        self._size = next_size(len(group), result.seconds)
+    def landed(self, group: Group, result: GroupResult, worker: str) -> None:
+        self._size = next_size(len(group), result.seconds, self._in_flight)
         self._settle(result.reports)
 
     def gave_up(self, group: Group, reason: str) -> None:
@@ -245,14 +242,14 @@ def outcome_of(report: BackfillReport) -> Exit:
     return Exit.GAPS if report.tally.failed < report.tally.settled else Exit.FAILED
 
 
-def next_size(cycles: int, seconds: float) -> int:
+def next_size(cycles: int, seconds: float, least: int = 1) -> int:
     """Cycles of a group that will take about a second, after one of so many that took so long; at most twice as many.
 
-    >>> next_size(1, 4.0), next_size(1, 0.1), next_size(10, 0.5), next_size(400, 0.1)
-    (1, 2, 20, 512)
+    >>> next_size(1, 4.0), next_size(1, 0.1), next_size(10, 0.5), next_size(400, 0.1), next_size(4, 9.0, least=3)
+    (1, 2, 20, 512, 3)
     """
     fitting = cycles * GROUP_SECONDS / max(seconds, 1e-9)
-    return int(max(1, min(fitting, 2 * cycles, MOST_CYCLES)))
+    return int(max(least, min(fitting, 2 * cycles, MOST_CYCLES)))
 
 
 def as_row(report: CycleReport) -> Row:

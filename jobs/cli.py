@@ -1,5 +1,6 @@
 """The command line `squall`: cycles of a product here; models, engines and publishing in files of their own."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,26 @@ def main() -> None:
 @click.option("--time", type=Time(), default="latest", show_default=True, help="Reference time in UTC, or latest.")
 @click.option("--replace", is_flag=True, help="Publish a revision if the cycle is published already.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw observed past and forecast into this PNG.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write what ran when to this JSON; see ui.perfetto.dev.")
 @as_json
 @click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
 @ends_clearly
 def run(
-    file: Path, overrides: tuple[str, ...], time: Any, replace: bool, plot: Path | None, format_: str, debug: bool
+    file: Path,
+    overrides: tuple[str, ...],
+    time: Any,
+    replace: bool,
+    plot: Path | None,
+    trace: Path | None,
+    format_: str,
+    debug: bool,
 ) -> Exit:
     """Make one cycle of the product FILE and publish it, whole or not at all.
 
     \b
     Examples:
       squall run rain.yaml
-      squall run rain.yaml --time 2016-09-28T15:30Z --plot rain.png
+      squall run rain.yaml --time 2016-09-28T15:30Z --plot rain.png --trace cycle.json
       squall run rain.yaml input.tolerance=1min output.store=/data/out --format json
       */5 * * * *  squall run /etc/squall/rain.yaml          (crontab)
       ray job submit --working-dir . -- python -m jobs.nowcast rain.yaml
@@ -101,12 +110,18 @@ def run(
         from jobs.picture import draw_cycle
 
         draw_cycle(file, overrides, report.reference_time, plot)
+    if trace is not None:
+        from jobs.trace import write_trace
+
+        write_trace(trace, report.activities)
     if format_ == "json":
-        click.echo(show.as_json(report))
+        click.echo(show.as_json(dataclasses.replace(report, activities=())))
     else:
         show.cycle_table(report)
         if plot is not None:
             show.out.print(f"picture in {plot}")
+        if trace is not None:
+            show.out.print(f"timeline in {trace}, to be opened in ui.perfetto.dev")
     return Exit.GAPS if report.gaps else Exit.PUBLISHED
 
 
@@ -117,8 +132,6 @@ def run(
 @click.option("--to", "stop", type=Time(), help="Last reference time, UTC; as late as the store allows.")
 @click.option("--every", type=Step(), help="Time from one cycle to the next, counted from the first; every frame.")
 @click.option("--replace", is_flag=True, help="Publish revisions of cycles that are published already.")
-@click.option("--in-flight", type=click.IntRange(1), default=1, show_default=True,
-              help="Cycles that a worker makes at the same time.")  # fmt: skip
 @as_json
 @ends_clearly
 def backfill(
@@ -128,7 +141,6 @@ def backfill(
     stop: Any,
     every: Any,
     replace: bool,
-    in_flight: int,
     format_: str,
 ) -> Exit:
     """Make the cycles of the product FILE in an interval of its archive, each as `squall run --time` makes it.
@@ -147,7 +159,7 @@ def backfill(
     from jobs.backfill import backfill as make
 
     with show.backfill_progress(file.stem, quiet=format_ == "json") as progress:
-        report = make(file, overrides, Wanted(start, stop, every, replace), progress, in_flight)
+        report = make(file, overrides, Wanted(start, stop, every, replace), progress)
     if format_ == "json":
         click.echo(show.as_json(report))
     else:
@@ -184,18 +196,27 @@ def validate(file: Path, overrides: tuple[str, ...], format_: str) -> Exit:
 @main.command()
 @product_file
 @overrides
+@click.option("--calibrate", "measure", is_flag=True, help="Measure GPU and cores first.")
 @as_json
 @ends_clearly
-def plan(file: Path, overrides: tuple[str, ...], format_: str) -> None:
+def plan(file: Path, overrides: tuple[str, ...], measure: bool, format_: str) -> None:
     """Show how the grid of the product FILE would be cut, and why.
+
+    Beside GPUs the cut depends on how fast GPU and cores are. --calibrate measures that on blocks of the newest cycle,
+    which are thrown away, and keeps it on this machine; engines may then have to be built for other tiles.
 
     \b
     Examples:
       squall plan rain.yaml
       squall plan rain.yaml tiling.memory=500MB
+      squall plan rain.yaml --calibrate
     """
     from jobs.prepare import plan_of
 
+    if measure:
+        from jobs.calibrate import calibrate
+
+        calibrate(file, overrides)
     planned = plan_of(file, overrides)
     if format_ == "json":
         click.echo(show.as_json(planned))

@@ -18,6 +18,7 @@ from pipelines.errors import AlreadyPublishedError, NotYetError
 from pipelines.run import BlockResult
 from pipelines.sink import Draft, expire, sweep
 from pipelines.source import Cycle, Source, find_inputs
+from pipelines.spans import Stopwatch
 from pipelines.tiling import Block
 
 __all__ = ["CycleReport", "Progress", "Status", "run_cycle", "wait_for_inputs"]
@@ -47,21 +48,24 @@ def run_cycle(
         IncompleteError: blocks were given up (names them) and the product refuses gaps.
         OutputError: the forecast could not be written. After any error nothing was published.
     """
-    start = monotonic()
-    source, cycle = wait_for_inputs(prepared, reference_time)
+    start, watch = monotonic(), Stopwatch()
+    with watch("wait"):
+        source, cycle = wait_for_inputs(prepared, reference_time)
     waited = monotonic() - start
-    sweep(prepared.product.output.store, prepared.product.name)
+    with watch("sweep"):
+        sweep(prepared.product.output.store, prepared.product.name)
 
     def fill(draft: Draft) -> Filled:
         with ThreadPoolExecutor(1) as side:
-            frames = share_frames(source, cycle, prepared.plan.tiling, side)
-            described = side.submit(describe_cycle, prepared, cycle, draft)
-            filled = _drive(prepared, pool, cycle, draft, frames, start, progress)
+            frames = share_frames(source, cycle, prepared.plan.tiling, side, watch)
+            described = side.submit(describe_cycle, prepared, cycle, draft, watch)
+            with watch("blocks"):
+                filled = _drive(prepared, pool, cycle, draft, frames, start, progress)
             described.result()
         return filled
 
     try:
-        report = make_cycle(prepared, cycle, fill, start, replace_published)
+        report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
     except AlreadyPublishedError as error:
         return _already(prepared, cycle, str(error))
     _expire(prepared, cycle)
@@ -113,7 +117,7 @@ def _drive(
         pool,
         blocks,
         send,
-        landed=lambda block, result: settle(results, block, result),
+        landed=lambda block, result, worker: settle(results, block, replace(result, worker=worker)),
         gave_up=lambda block, reason: settle(given_up, block, reason),
         deadline=None if deadline is None else start + deadline.total_seconds(),
     ).run()

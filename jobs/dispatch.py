@@ -4,11 +4,14 @@
                          ▲                  │  │
                          └──lost, failed────┘  └──second loss or failure──▶ given up
 
-A worker holds a small window of blocks, so that it never waits for the driver; at the tail the window is one, so that
-no block waits behind another while a worker is idle. A block that takes far longer than the others is copied to an
-idle worker; the first result counts. What is called a block here is any numbered piece of work; a backfill sends
-groups of cycles. Blocks are pulled from their stream as workers have room, and what is settled is kept as a watermark:
-the state grows with the number of workers, not with the length of the stream.
+A worker makes one or more blocks at once and holds one more, so that it never waits for the driver; at the tail none
+waits behind others while a worker is idle. A block that takes far longer than the others is copied to an idle worker;
+the first result counts. When a worker dies, each block that it was making may be the reason: such a suspect is made
+alone on its worker the next time, so that only the guilty one is given up.
+
+What is called a block here is any numbered piece of work; a backfill sends groups of cycles. Blocks are pulled from
+their stream as workers have room, and what is settled is kept as a watermark: the state grows with the number of
+workers, not with the length of the stream.
 """
 
 from collections import deque
@@ -17,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 
-WINDOW = 2
+AHEAD = 1  # blocks that wait in a worker
 ATTEMPTS = 2
 STRAGGLER_FACTOR = 3.0
 STRAGGLER_SECONDS = 5.0
@@ -81,15 +84,19 @@ class Dispatcher:
     """The state of a stream of blocks, numbered about in order; it may be long.
 
     Every method takes the time `now` (seconds, any clock that only rises) and returns what to do next.
+
+    Args:
+        at_once: blocks that a worker makes at the same time.
     """
 
     blocks: Iterable[int]
-    window: int = WINDOW
+    at_once: int = 1
     settled: Numbers = field(init=False, default_factory=Numbers)
     _stream: Iterator[int] = field(init=False)
     _queue: deque[int] = field(init=False, default_factory=deque)
     _flights: dict[str, list[_Flight]] = field(init=False, default_factory=dict)
     _mishaps: dict[int, list[str]] = field(init=False, default_factory=dict)
+    _suspects: set[int] = field(init=False, default_factory=set)
     _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def __post_init__(self) -> None:
@@ -119,7 +126,7 @@ class Dispatcher:
         if flight is not None and block not in self.settled:
             self._durations.append(now - flight.since)
         self._settle(block)
-        for waiting in self._flights.get(worker, [])[:1]:
+        for waiting in self._flights.get(worker, [])[self.at_once - 1 : self.at_once]:
             waiting.since = now  # it starts to run only now
         return self._assign(now)
 
@@ -129,12 +136,14 @@ class Dispatcher:
         return self._mishap(block, f"{reason} (on {worker})") + self._assign(now)
 
     def lost(self, worker: str, now: float) -> list[Decision]:
-        """A worker died. What it ran is blamed, what waited behind goes back unblamed."""
+        """A worker died. What it was making is blamed, what waited behind goes back unblamed."""
         flights = self._flights.pop(worker, [])
-        for flight in reversed(flights[1:]):
+        for flight in reversed(flights[self.at_once :]):
             self._requeue(flight.block)
-        blamed = self._mishap(flights[0].block, f"worker {worker} died") if flights else []
-        return blamed + self._assign(now)
+        blamed = [flight.block for flight in flights[: self.at_once]]
+        self._suspects |= set(blamed) if len(blamed) > 1 else set()
+        decisions = [d for block in reversed(blamed) for d in self._mishap(block, f"worker {worker} died")]
+        return decisions + self._assign(now)
 
     def tick(self, now: float) -> list[Decision]:
         """Time has passed; stragglers may be copied."""
@@ -148,19 +157,31 @@ class Dispatcher:
         return [decision for block in blocks for decision in self._give_up(block, reason)]
 
     def _pull(self, wanted: int) -> None:
-        self._queue.extend(islice(self._stream, max(0, wanted - len(self._queue))))
+        """Pulls blocks until so many that are no suspects are in the queue."""
+        missing = wanted - sum(block not in self._suspects for block in self._queue)
+        self._queue.extend(islice(self._stream, max(0, missing)))
 
     def _assign(self, now: float) -> list[Decision]:
         decisions: list[Decision] = []
-        for depth in range(self.window):
+        for depth in range(self.at_once + AHEAD):
             for worker, flights in self._flights.items():
                 if len(flights) != depth:
                     continue
                 self._pull(len(self._flights) + 1)
-                if self._queue and (depth == 0 or len(self._queue) > len(self._flights)):
-                    decisions.append(self._send(worker, self._queue.popleft(), now))
+                if depth < self.at_once or len(self._queue) > len(self._flights):
+                    block = self._next(flights)
+                    decisions += [] if block is None else [self._send(worker, block, now)]
         self._pull(1)  # so that an empty queue means that the stream has ended
         return decisions + self._copy_stragglers(now)
+
+    def _next(self, flights: list[_Flight]) -> int | None:
+        """Takes the next block from the queue for a worker with these in flight; a suspect is made alone."""
+        if any(flight.block in self._suspects for flight in flights):
+            return None
+        found = next((block for block in self._queue if not flights or block not in self._suspects), None)
+        if found is not None:
+            self._queue.remove(found)
+        return found
 
     def _copy_stragglers(self, now: float) -> list[Decision]:
         idle = [worker for worker, flights in self._flights.items() if not flights]
@@ -211,3 +232,4 @@ class Dispatcher:
     def _settle(self, block: int) -> None:
         self.settled.add(block)
         self._mishaps.pop(block, None)
+        self._suspects.discard(block)

@@ -25,7 +25,7 @@ class Drive(Generic[Work]):
     Args:
         work: the pieces, pulled as workers have room.
         send: starts a piece on a worker and gives the reference of its result; may raise a PipelineError.
-        landed: called with every piece that was done and its result, once.
+        landed: called with every piece that was done, its result and the name of its worker, once.
         gave_up: called with every piece that will not be done and the reason, once.
         deadline: on the clock of `monotonic`, seconds; None = none.
     """
@@ -33,7 +33,7 @@ class Drive(Generic[Work]):
     pool: Pool
     work: Iterable[Work]
     send: Callable[[Any, Work], Any]
-    landed: Callable[[Work, Any], None]
+    landed: Callable[[Work, Any, str], None]
     gave_up: Callable[[Work, str], None]
     deadline: float | None = None
     _open: dict[int, Work] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Drive(Generic[Work]):
             PipelineError, EngineError: an error of the input, output, configuration or engine, which no other worker
                 could mend; also whatever the callables raise. Nothing is in flight then.
         """
-        self._dispatcher = Dispatcher(self._numbers())
+        self._dispatcher = Dispatcher(self._numbers(), self.pool.at_once)
         try:
             self._obey(self._dispatcher.joined(self.pool.workers, monotonic()))
             while not self._dispatcher.is_settled:
@@ -87,7 +87,7 @@ class Drive(Generic[Work]):
         else:
             decisions = self._dispatcher.finished(assign.worker, assign.block, monotonic())
             if assign.block in self._open:
-                self.landed(self._open.pop(assign.block), result)
+                self.landed(self._open.pop(assign.block), result, assign.worker)
             self._obey(decisions)
 
     def _replace(self, worker: str) -> None:

@@ -25,12 +25,14 @@ class EngineOrder:
 
     Attributes:
         threads: of one inference of ONNX Runtime.
+        lanes: batches that are in a TensorRT engine at once.
     """
 
     model: TypedModel
     spec: BuildSpec
     runtime: Name = "auto"
     threads: int = 1
+    lanes: int = 3
 
 
 def open_engine(order: EngineOrder, tell: Tell = log.info) -> Supplied:
@@ -39,7 +41,8 @@ def open_engine(order: EngineOrder, tell: Tell = log.info) -> Supplied:
     Raises:
         EngineError: it cannot be had here; names why.
     """
-    return supply(find_runtime(order.runtime, order.threads), open_cache(), order.model, order.spec, tell)
+    runtime = find_runtime(order.runtime, order.threads, lanes=order.lanes)
+    return supply(runtime, open_cache(), order.model, order.spec, tell)
 
 
 def open_cache(root: Path | None = None) -> EngineCache:

@@ -9,6 +9,7 @@ import ray
 
 from pipelines.grid import Window
 from pipelines.source import Cycle, Part, Source
+from pipelines.spans import Stopwatch
 from pipelines.tiling import Tiling
 
 _OFTEN = 2  # times that workers would decode a chunk on average, from which on it is decoded for all of them
@@ -29,13 +30,19 @@ class SharedFrames:
         return [part.result() for served, part in self.parts.items() if window.clip(served).cells]
 
 
-def share_frames(source: Source, cycle: Cycle, tiling: Tiling, side: Executor) -> SharedFrames:
+def share_frames(
+    source: Source, cycle: Cycle, tiling: Tiling, side: Executor, watch: Stopwatch | None = None
+) -> SharedFrames:
     """The frames for the blocks of a tiling, put into the object store by `side` one part after the other."""
+    watch = watch or Stopwatch()
     decoded = sum(source.count_chunks(tiling.reads(block)) for block in tiling.blocks())
     if decoded < _OFTEN * source.count_chunks(source.grid.window):
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
-    return SharedFrames({strip: side.submit(_put, source, cycle, strip) for strip in source.strips})
+    return SharedFrames({strip: side.submit(_put, source, cycle, strip, watch) for strip in source.strips})
 
 
-def _put(source: Source, cycle: Cycle, strip: Window) -> Any:
-    return ray.put(Part(strip, source.read(cycle, strip)))
+def _put(source: Source, cycle: Cycle, strip: Window, watch: Stopwatch) -> Any:
+    with watch("read"):
+        part = Part(strip, source.read(cycle, strip))
+    with watch("share"):
+        return ray.put(part)

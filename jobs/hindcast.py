@@ -1,6 +1,7 @@
 """Whole cycles in one worker, one after the other or a few at once: the worker's part of a backfill."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
@@ -12,9 +13,9 @@ from jobs.make import CycleReport, Filled, Status, describe_cycle, make_cycle
 from pipelines.cycles import find_cycle
 from pipelines.errors import AlreadyPublishedError, IncompleteError, InputError
 from pipelines.history import History, Inputs
-from pipelines.run import Forecaster, Seconds, run_block
+from pipelines.run import Forecaster, run_block
 from pipelines.sink import Draft, point_latest
-from pipelines.threads import map_on
+from pipelines.spans import Stopwatch
 
 if TYPE_CHECKING:  # it imports the worker, which makes hindcasts
     from jobs.prepare import Prepared
@@ -22,17 +23,11 @@ if TYPE_CHECKING:  # it imports the worker, which makes hindcasts
 
 @dataclass(frozen=True)
 class Order:
-    """What all groups of one backfill share.
-
-    Attributes:
-        name: of this backfill, unlike that of any other.
-        cycles_in_flight: that a worker makes at the same time.
-    """
+    """What all groups of one backfill share; `name` is unlike that of any other backfill."""
 
     name: str
     prepared: "Prepared"
     replace_published: bool = False
-    cycles_in_flight: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,8 @@ class GroupResult:
 class Hindcast:
     """Makes the cycles of one backfill in this process; keeps the last frames from group to group.
 
+    Where several cycles are in flight, they may be of two groups: those of the second start as those of the first end.
+
     Args:
         engine: what runs, as the worker calls it.
     """
@@ -68,6 +65,7 @@ class Hindcast:
         self.name = order.name
         self._order, self._forecaster, self._engine = order, forecaster, engine
         self._history = History(order.prepared.source, order.prepared.product)
+        self._cycles = ThreadPoolExecutor(order.prepared.cycles_in_flight, "cycle")
 
     def make(self, group: Group) -> GroupResult:
         """Every cycle of a group, published or with the reason why not.
@@ -76,10 +74,18 @@ class Hindcast:
             PipelineError, EngineError: what would end every other cycle too. Those published stay.
         """
         start, output = monotonic(), self._order.prepared.product.output
-        reports = map_on(self._order.cycles_in_flight, self._make, group.reference_times, group.revisions)
+        reports = self._each(group)
         if any(report.path for report in reports):
             point_latest(output.store, self._order.prepared.product.name)
         return GroupResult(tuple(reports), monotonic() - start)
+
+    def _each(self, group: Group) -> list[CycleReport]:
+        if self._order.prepared.cycles_in_flight == 1:  # this thread's memory is warm
+            return list(map(self._make, group.reference_times, group.revisions))
+        pairs = zip(group.reference_times, group.revisions, strict=True)
+        cycles = [self._cycles.submit(self._make, time, revision) for time, revision in pairs]
+        wait(cycles)
+        return [cycle.result() for cycle in cycles]
 
     def _make(self, reference_time: np.datetime64, revision: int | None) -> CycleReport:
         product = self._order.prepared.product
@@ -95,21 +101,15 @@ class Hindcast:
             return report(Status.FAILED, "", note=str(error))
 
     def _publish(self, reference_time: np.datetime64) -> CycleReport:
-        start = monotonic()
-        inputs = self._history.find(reference_time)
-        reading = Seconds(read=monotonic() - start)
-        report = make_cycle(
-            self._order.prepared,
-            inputs.cycle,
-            partial(self._fill, inputs),
-            start,
-            self._order.replace_published,
-            point=False,
-        )
-        return replace(report, stages=report.stages + reading)
+        start, watch = monotonic(), Stopwatch()
+        with watch("read"):
+            inputs = self._history.find(reference_time)
+        fill, again = partial(self._fill, inputs, watch), self._order.replace_published
+        report = make_cycle(self._order.prepared, inputs.cycle, fill, start, watch, again, point=False)
+        return replace(report, stages=report.stages + watch.seconds(), activities=())
 
-    def _fill(self, inputs: Inputs, draft: Draft) -> Filled:
-        describe_cycle(self._order.prepared, inputs.cycle, draft)
+    def _fill(self, inputs: Inputs, watch: Stopwatch, draft: Draft) -> Filled:
+        describe_cycle(self._order.prepared, inputs.cycle, draft, watch)
         blocks = self._forecaster.tiling.blocks()
         results = [run_block(block, inputs.read, self._forecaster, draft) for block in blocks]
         return Filled([replace(result, engine=self._engine) for result in results])

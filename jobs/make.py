@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from threading import current_thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jobs.trace import Activity, activities_of
 from pipelines.errors import IncompleteError
-from pipelines.run import BlockResult, Seconds
+from pipelines.run import BlockResult
 from pipelines.sink import Draft, abort, describe, make_draft, publish, write_block
 from pipelines.source import Cycle, check_missing
+from pipelines.spans import Seconds, Span, Stopwatch
 from pipelines.tiling import Block
 
 if TYPE_CHECKING:  # it imports the worker, which makes cycles
@@ -36,7 +39,8 @@ class Status(StrEnum):
 class CycleReport:
     """What a cycle did and what it took; times in seconds, `stages` summed over workers.
 
-    `total_seconds` is the time to product: from the start of the cycle to its publication.
+    `total_seconds` is the time to product: from the start of the cycle to its publication. `activities` are what driver
+    and workers did when.
     """
 
     product: str
@@ -57,6 +61,7 @@ class CycleReport:
     wait_seconds: float = 0.0
     publish_seconds: float = 0.0
     total_seconds: float = 0.0
+    activities: tuple[Activity, ...] = field(default=(), repr=False)
 
     @property
     def reused_share(self) -> float:
@@ -76,6 +81,7 @@ def make_cycle(
     cycle: Cycle,
     fill: Callable[[Draft], Filled],
     start: float,
+    watch: Stopwatch,
     replace_published: bool = False,
     point: bool = True,
 ) -> CycleReport:
@@ -84,6 +90,7 @@ def make_cycle(
     Args:
         fill: writes the shards and, by `describe_cycle`, the metadata of a draft.
         start: of the cycle on the clock of `monotonic`, seconds.
+        watch: of what is done beside the blocks; publication is added.
         replace_published: publish a revision if the cycle stands already.
         point: move `latest` too.
 
@@ -100,14 +107,23 @@ def make_cycle(
         gaps = _leave_gaps(prepared, draft, [(blocks[index], why) for index, why in sorted(filled.given_up.items())])
         report = _report(prepared, cycle, blocks, filled.results, gaps)
         publishing = monotonic()
-        path = publish(draft, _outcome(report), replace_published, point).path
+        with watch("publish"):
+            path = publish(draft, _outcome(report), replace_published, point).path
         done = monotonic()
-    return replace(report, path=path, publish_seconds=done - publishing, total_seconds=done - start)
+    spans = [Span("cycle", start, done, current_thread().name), *watch.spans]
+    return replace(
+        report,
+        path=path,
+        publish_seconds=done - publishing,
+        total_seconds=done - start,
+        activities=(*activities_of(spans), *report.activities),
+    )
 
 
-def describe_cycle(prepared: "Prepared", cycle: Cycle, draft: Draft) -> None:
+def describe_cycle(prepared: "Prepared", cycle: Cycle, draft: Draft, watch: Stopwatch) -> None:
     """Writes the metadata and coordinates of a cycle."""
-    describe(draft, prepared.template, prepared.provenance(cycle))
+    with watch("describe"):
+        describe(draft, prepared.template, prepared.provenance(cycle))
 
 
 @contextmanager
@@ -168,6 +184,7 @@ def _report(
         gaps=gaps,
         stages=sum((result.seconds for result in results), Seconds()),
         engines=tuple(sorted({result.engine for result in results})),
+        activities=activities_of(results=results),
     )
 
 

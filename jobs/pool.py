@@ -71,10 +71,10 @@ class Resources:
     gpus: int
     cores: int
 
-    def crew(self, wanted: int | None) -> Crew:
+    def crew(self, wanted: int | None, in_flight: int | None = None) -> Crew:
         """Who can work: a worker a GPU, or a worker a core."""
         available = self.gpus or self.cores
-        return Crew(min(wanted or available, available), shared=not self.gpus)
+        return Crew(min(wanted or available, available), not self.gpus, self.cores, in_flight)
 
 
 def cluster_resources() -> Resources:
@@ -94,7 +94,11 @@ class Pool:
     def __init__(self, setup: Setup, count: int, gpu: bool) -> None:
         self._setup, self._count = setup, count
         self._actor = ray.remote(
-            num_cpus=0 if gpu else setup.order.threads, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0
+            num_cpus=0 if gpu else setup.order.threads,
+            num_gpus=1 if gpu else 0,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=setup.blocks_in_flight,
         )(Worker)
         self._names = (f"worker-{n}" for n in itertools.count())
         self._workers: dict[str, ActorHandle[Worker]] = {}
@@ -104,6 +108,11 @@ class Pool:
     @property
     def workers(self) -> dict[str, "ActorHandle[Worker]"]:
         return dict(self._workers)
+
+    @property
+    def at_once(self) -> int:
+        """Blocks that a worker makes at the same time."""
+        return self._setup.blocks_in_flight
 
     def fill(self) -> list[str]:
         """Start workers until all are there; the names of the new ones."""

@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from engines import cuda
 from engines.base import EngineError
 from engines.footprint import bytes_per_cell
 from engines.model import Contract, ModelPackage, Transform
@@ -18,13 +20,14 @@ from engines.typed import TypedModel
 from jobs import __version__
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
+from jobs.pace import known_pace
 from jobs.pool import Resources
 from jobs.worker import Setup
 from pipelines.cf import Attribute, Provenance, StoreTemplate, store_template
 from pipelines.check import Problem, check_fit, check_product
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
-from pipelines.planner import Crew, Needs, Plan, make_plan
+from pipelines.planner import Crew, Flight, Needs, Pace, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
 from pipelines.tiling import round_up
@@ -32,6 +35,9 @@ from pipelines.transform import ModelNeeds, make_decoder, make_encoder, make_spa
 from pipelines.units import Quantity
 
 T = TypeVar("T")
+
+GROUPS_IN_FLIGHT = 2  # of cycles, in a worker: while one ends, cycles of the next keep it busy
+MOST_LANES = 8  # batches in an engine at once; more take memory and wait for each other
 
 _VERSIONED = ("numpy", "onnxruntime", "zarr", "ray")
 
@@ -50,7 +56,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that the cycles of a product share."""
+    """All that the cycles of a product share.
+
+    Attributes:
+        cycles_in_flight: that a worker makes at the same time, if it makes whole ones.
+    """
 
     product: Product
     source: Source
@@ -61,6 +71,7 @@ class Prepared:
     workers: int
     gpu: bool
     attributes: dict[str, Attribute]
+    cycles_in_flight: int = 1
 
     @cached_property
     def template(self) -> StoreTemplate:
@@ -119,14 +130,17 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
     """
     product, source, model = loaded.product, loaded.source, loaded.model
     resources = _for_engine(resources, product)
-    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, whole_cycles)
-    workers = crew.workers if whole_cycles else min(crew.workers, len(plan.tiling.blocks()))
+    pace = known_pace(loaded.package)
+    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, pace, whole_cycles)
+    pieces = sys.maxsize if whole_cycles else len(plan.tiling.blocks())
+    workers, flight = min(crew.workers, pieces), crew.flight(pieces)
     setup = Setup(
         order=EngineOrder(
             loaded.graph,
             batch_spec((plan.batch, model.frames, *plan.tiling.tile), loaded.graph.precision),
             "tensorrt" if resources.gpus else "onnxruntime",
-            threads=max(1, resources.cores // workers),
+            threads=flight.threads,
+            lanes=min(flight.blocks, MOST_LANES),
         ),
         tiling=plan.tiling,
         decoder=make_decoder(source.encoding, product.input, model),
@@ -134,24 +148,41 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
         leads=tuple(model.leads.index(lead) for lead in product.leads),
         batch=plan.batch,
         mask_from_input=model.coverage == "input",
+        blocks_in_flight=min(flight.blocks, GROUPS_IN_FLIGHT) if whole_cycles else flight.blocks,
     )
     return Prepared(
-        product, source, loaded.package, layout, plan, setup, workers, not crew.shared, attributes_of(product, model)
+        product,
+        source,
+        loaded.package,
+        layout,
+        plan,
+        setup,
+        workers,
+        not crew.shared,
+        attributes_of(product, model),
+        flight.blocks if whole_cycles else 1,
     )
 
 
 def choose_plan(
-    product: Product, source: Source, tiles: Needs, resources: Resources, whole_cycles: bool = False
+    product: Product, source: Source, tiles: Needs, resources: Resources, pace: Pace, whole_cycles: bool = False
 ) -> tuple[Layout, Crew, Plan]:
     """How the forecast is stored, who works on it, and how the grid is cut for them.
+
+    Where each worker makes whole cycles, it is cut for one of them alone; but beside GPUs always for all of them: an
+    engine is built for one size of tile, and a cycle names its engine.
 
     Raises:
         ConfigError: nothing fits; names the number that is in the way.
     """
     layout = choose_layout(source.grid.shape, len(product.leads), product.output)
-    crew = resources.crew(None if product.workers == "auto" else product.workers)
-    sharing = replace(crew, workers=1) if whole_cycles else crew
-    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, sharing)
+    crew = resources.crew(_count(product.workers), _count(product.blocks_in_flight))
+    cutting = replace(crew, workers=1) if whole_cycles and crew.shared else crew
+    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, cutting, pace)
+
+
+def _count(wanted: int | Literal["auto"]) -> int | None:
+    return None if wanted == "auto" else wanted
 
 
 def _for_engine(resources: Resources, product: Product) -> Resources:
@@ -221,11 +252,12 @@ class Planned:
     layout: Layout
     tiles: Needs
     workers: int
-    threads: int
+    flight: Flight
+    pace: Pace
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
-        tiling, needs = self.plan.tiling, self.tiles
+        tiling, needs, flight = self.plan.tiling, self.tiles, self.flight
         radius = "the whole frame" if needs.radius is None else f"{needs.radius} cells"
         return [
             ("grid", _by(tiling.grid)),
@@ -235,15 +267,19 @@ class Planned:
             ("batch", f"{self.plan.batch} of {tiling.tile_count} tiles, {self.plan.memory_bytes / 1e9:.2f} GB"),
             ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)}, cells"),
             ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
-            ("workers", f"{self.workers} with {self.threads} thread(s)"),
+            (
+                "workers",
+                f"{self.workers} with {flight.blocks} block(s) in flight, {flight.threads} thread(s) each",
+            ),
         ]
 
 
 def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     """How the grid of a product would be cut on this machine; no Ray is started."""
     loaded = load(file, overrides)
-    prepared = prepare(loaded, Resources(0, os.cpu_count() or 1))
-    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, prepared.setup.order.threads)
+    prepared = prepare(loaded, Resources(cuda.device_count(), os.cpu_count() or 1))
+    flight = Flight(prepared.setup.blocks_in_flight, prepared.setup.order.threads)
+    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, flight, known_pace(loaded.package))
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -10,10 +10,11 @@ from engines.model import ModelPackage
 from engines.ort import OrtEngine
 from engines.spec import Shape
 from jobs.cases import CaseSet, archive_cases, stored_cases, storm_cases
+from jobs.pace import known_pace
 from jobs.pool import Resources
 from jobs.prepare import choose_plan, model_needs, require_fit, tile_needs
 from pipelines.errors import ConfigError
-from pipelines.planner import Needs
+from pipelines.planner import Needs, Pace
 from pipelines.product import Product, load_product
 from pipelines.source import Source, open_source
 from pipelines.tiling import round_up
@@ -86,7 +87,7 @@ def find_setting(package: ModelPackage, purpose: Purpose) -> Setting:
     """
     needs, tiles = model_needs(package.contract), tile_needs(package)
     use = None if purpose.product is None else _open_use(purpose.product, needs)
-    tile = purpose.tile or (_planned(*use, tiles) if use else _usual(tiles))
+    tile = purpose.tile or (_planned(*use, tiles, known_pace(package)) if use else _usual(tiles))
     _check_tile(tile, package, tiles)
     return Setting(package, needs, tiles, (tile[0], needs.frames, tile[1], tile[2]), use)
 
@@ -98,9 +99,9 @@ def _open_use(file: Path, needs: ModelNeeds) -> tuple[Product, Source]:
     return product, source
 
 
-def _planned(product: Product, source: Source, tiles: Needs) -> Tile:
+def _planned(product: Product, source: Source, tiles: Needs, pace: Pace) -> Tile:
     """The batches into which workers of this machine would cut the product's grid."""
-    _, _, plan = choose_plan(product, source, tiles, Resources(cuda.device_count(), os.cpu_count() or 1))
+    _, _, plan = choose_plan(product, source, tiles, Resources(cuda.device_count(), os.cpu_count() or 1), pace)
     return plan.batch, *plan.tiling.tile
 
 

@@ -1,4 +1,8 @@
-"""Chooses how a grid is cut: the tile or whole frame of least padded work that fits the memory limit."""
+"""Chooses how a grid is cut: the tile or whole frame that fits the memory limit and is done first.
+
+On a CPU inference takes nearly all of the time, so least padded work is done first. Beside a GPU the cores that decode,
+pack, compress and write take as long as the GPU: small blocks then keep both busy, and the last one ends sooner.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +11,8 @@ from itertools import product as pairs
 from pipelines.errors import ConfigError
 from pipelines.product import TilingSpec
 from pipelines.tiling import Shape, Tiling, round_up
+
+_ALONE = 0.3  # of the host's work on a block, what one thread does: reading and decoding
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,52 @@ class Plan:
 
 @dataclass(frozen=True)
 class Crew:
-    """Who will work: `workers` at most; on a CPU (`shared`) fewer workers take more threads each."""
+    """Who will work: `workers` at most; on a CPU (`shared`) fewer workers take more threads each.
+
+    Attributes:
+        cores: of all workers together; beside GPUs they do everything but infer.
+        in_flight: blocks that each has under way at the same time; None = one on a CPU, one a core beside GPUs.
+    """
 
     workers: int = 1
     shared: bool = True
+    cores: int = 1
+    in_flight: int | None = None
+
+    def flight(self, blocks: int) -> "Flight":
+        """How many of so many blocks each worker has in flight, and the threads of each."""
+        workers = max(1, min(self.workers, blocks))
+        cores = max(1, self.cores // workers)
+        usual = 1 if self.shared else cores
+        in_flight = min(self.in_flight or usual, -(-blocks // workers))
+        return Flight(in_flight, max(1, cores // in_flight))
 
 
-def make_plan(grid: Shape, shard: Shape, needs: Needs, spec: TilingSpec, crew: Crew = Crew()) -> Plan:
-    """How to cut the grid: as the product says, and by least padded work where it says auto.
+@dataclass(frozen=True)
+class Flight:
+    """Blocks that a worker has under way at the same time, and threads that pack and write each of them."""
+
+    blocks: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What work takes on the machines that will do it. `squall plan --calibrate` measures it there.
+
+    Attributes:
+        infer: of a worker's GPU, seconds for each cell of a tile.
+        host: of a core, to decode, pack, compress and write, seconds for each cell of the grid.
+    """
+
+    infer: float = 1.5e-9
+    host: float = 60e-9
+
+
+def make_plan(
+    grid: Shape, shard: Shape, needs: Needs, spec: TilingSpec, crew: Crew = Crew(), pace: Pace = Pace()
+) -> Plan:
+    """How to cut the grid: as the product says, and to be done first where it says auto.
 
     Args:
         grid: cells (y, x).
@@ -53,6 +97,7 @@ def make_plan(grid: Shape, shard: Shape, needs: Needs, spec: TilingSpec, crew: C
         needs: of the model.
         spec: `tiling` of the product.
         crew: who will work; the plan keeps all of them busy, the forecast does not depend on it.
+        pace: of the crew's GPUs and the cores beside them.
 
     Raises:
         ConfigError: nothing fits; names the number that is in the way.
@@ -69,9 +114,9 @@ def make_plan(grid: Shape, shard: Shape, needs: Needs, spec: TilingSpec, crew: C
             f"no tile fits: the smallest, in batches of {batch}, needs {least / 1e9:.2f} GB, tiling.memory allows "
             f"{spec.memory / 1e9:.2f} GB"
         )
-    best = min(fitting, key=lambda t: (_cost(t, crew), len(t.blocks()), -t.tile[0] * t.tile[1]))
+    best = min(fitting, key=lambda t: (_cost(t, crew, pace), len(t.blocks()), -t.tile[0] * t.tile[1]))
     memory = batch * _memory(best, needs)
-    return Plan(best, batch, memory, _reason(best, memory, len(tilings), len(fitting), spec))
+    return Plan(best, batch, memory, _reason(best, memory, len(tilings), len(fitting), spec, crew))
 
 
 def _halo(needs: Needs, spec: TilingSpec) -> int:
@@ -161,12 +206,19 @@ def _memory(tiling: Tiling, needs: Needs) -> int:
     return int(tiling.tile[0] * tiling.tile[1] * needs.bytes_per_cell)
 
 
-def _cost(tiling: Tiling, crew: Crew) -> float:
-    """Padded work until the busiest worker is done, in grids."""
+def _cost(tiling: Tiling, crew: Crew, pace: Pace) -> float:
+    """Time until the busiest worker is done: on a CPU in grids inferred, beside GPUs in seconds."""
     blocks = len(tiling.blocks())
     workers = min(crew.workers, blocks)
-    threads = crew.workers // workers if crew.shared else 1
-    return tiling.padded_work / blocks * -(-blocks // workers) / threads
+    rounds = -(-blocks // workers)
+    padded = tiling.padded_work / blocks
+    if crew.shared:
+        return padded * rounds / (crew.workers // workers)
+    infer = padded * tiling.grid[0] * tiling.grid[1] * pace.infer
+    cells = min(tiling.block[0], tiling.grid[0]) * min(tiling.block[1], tiling.grid[1])
+    cores = max(1, crew.cores // workers)
+    first = infer + cells * pace.host * (_ALONE + (1 - _ALONE) / crew.flight(blocks).threads)
+    return first + (rounds - 1) * max(infer, cells * pace.host / cores)
 
 
 def _no_tile(grid: Shape, halo: int, needs: Needs, spec: TilingSpec) -> str:
@@ -178,10 +230,11 @@ def _no_tile(grid: Shape, halo: int, needs: Needs, spec: TilingSpec) -> str:
     )
 
 
-def _reason(best: Tiling, memory: int, seen: int, fitting: int, spec: TilingSpec) -> str:
+def _reason(best: Tiling, memory: int, seen: int, fitting: int, spec: TilingSpec, crew: Crew) -> str:
     whole = best.tile == best.frame
     what = f"whole frame {best.tile[0]} x {best.tile[1]}" if whole else f"tile {best.tile[0]} x {best.tile[1]}"
-    why = "least padded work" if spec.tile == "auto" else "as the product says"
+    auto = "least padded work" if crew.shared else "done first by GPU and cores together"
+    why = auto if spec.tile == "auto" else "as the product says"
     return (
         f"{what}, {why}: {best.padded_work:.2f} cells inferred per cell of the grid, "
         f"{memory / 1e9:.2f} of {spec.memory / 1e9:.2f} GB; {fitting} of {seen} cuts fit"

@@ -1,44 +1,56 @@
-"""One block of one cycle: read its frames, cut tiles, infer, fit the results together, write its shards."""
+"""One block of one cycle: read its frames, cut tiles, infer, fit the results together, write its shards.
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+Each block is a straight line, run by one thread. A worker has several blocks in flight, so parts of different blocks
+overlap; an engine has a few lanes, each with room for one batch, in which the ways to, on and from a GPU overlap:
+
+    block 0   read ─ decode ─▶ lane 0: H2D ═ compute ═ D2H ═▶ pack ─ compress ─ write
+    block 1          read ─ decode ─▶ lane 1: H2D ═ compute ═ D2H ═▶ pack ─ compress ─ write
+    block 2                 read ─ decode ─▶ (no lane is free) lane 0: H2D ═ compute ═ D2H ═▶ pack ─ ...
+
+What is in memory is bounded: frames and codes of the blocks in flight, the batches of the lanes, reused tiles.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.buffers import Buffers
+from pipelines.canvas import Canvas, CropCanvas, FeatherCanvas
 from pipelines.grid import Window
-from pipelines.mosaic import Feather, crop
+from pipelines.reuse import Key, Result, Reuse, constant_key
 from pipelines.sink import Draft, write_block
 from pipelines.source import count_missing
-from pipelines.threads import map_on
+from pipelines.spans import Seconds, Span, Stopwatch
 from pipelines.tiling import Block, Tile, Tiling
 from pipelines.transform import Decoder, Encoder
 
+log = logging.getLogger(__name__)
+
 Raw = NDArray[np.generic]
-Result = NDArray[Any]  # of a tile (lead, h, w): model space, or packed codes
-Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Read = Callable[[Window], Raw]
 
-Key = tuple[tuple[int, ...], bytes]
 
-REUSE_BYTES = 256_000_000
+class Lane(Protocol):
+    """Room for one batch on its way through an engine."""
+
+    @property
+    def given(self) -> NDArray[Any]:
+        """(n, channel, h, w), model space, to be filled."""
+        ...
+
+    def run(self) -> NDArray[Any]:
+        """The forecast (n, lead, h, w), model space; good until the lane is given back."""
+        ...
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Time spent in the stages of a block, seconds."""
-
-    read: float = 0.0
-    infer: float = 0.0
-    write: float = 0.0
-
-    def __add__(self, other: "Seconds") -> "Seconds":
-        return Seconds(self.read + other.read, self.infer + other.infer, self.write + other.write)
+OpenLane = Callable[[tuple[int, int, int, int]], AbstractContextManager[Lane]]
+"""Takes a lane for a batch of this shape; may wait for one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,8 @@ class BlockResult:
     Attributes:
         missing: missing cells of each input frame inside the block.
         engine: what ran, as the worker calls it.
+        spans: what was done when.
+        worker: name of the worker, as its pool calls it.
     """
 
     block: int
@@ -57,56 +71,8 @@ class BlockResult:
     bytes_written: int
     seconds: Seconds
     engine: str = ""
-
-
-class Stopwatch:
-    """Adds up the time spent in named stages."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[stage] = self._spent.get(stage, 0.0) + perf_counter() - start
-
-    def seconds(self) -> Seconds:
-        return Seconds(**self._spent)
-
-
-class Reuse:
-    """Results of tiles whose whole input is one value (dry or missing), kept as the canvas wants them.
-
-    Equal inputs give equal outputs, so the forecast is the same to the bit. Results are dropped, oldest first,
-    when they outgrow `limit_bytes`.
-    """
-
-    def __init__(self, limit_bytes: int = REUSE_BYTES) -> None:
-        self._limit = limit_bytes
-        self._kept: OrderedDict[Hashable, Result] = OrderedDict()
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._kept
-
-    def get(self, key: Hashable) -> Result:
-        return self._kept[key]
-
-    def keep(self, key: Hashable, result: Result) -> None:
-        self._kept[key] = result
-        while sum(kept.nbytes for kept in self._kept.values()) > self._limit:
-            self._kept.popitem(last=False)
-
-
-def constant_key(raw: Raw) -> Key | None:
-    """What a tile (frame, h, w) holds if every cell of every frame has the same bits (NaN equals NaN), else None."""
-    bits = raw.view(f"u{raw.dtype.itemsize}")
-    first = bits[0, 0, 0]
-    if (bits[:, ::17, ::17] != first).any() or (bits != first).any():
-        return None
-    return raw.shape, first.tobytes()
+    spans: tuple[Span, ...] = ()
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,63 +80,22 @@ class Forecaster:
     """Everything that turns the frames of a block into packed codes; one a worker, kept from cycle to cycle.
 
     Attributes:
+        lane: of the engine.
+        dtype: that the engine takes.
         threads: that pack, encode and write a block; the forecast does not depend on them.
     """
 
     tiling: Tiling
     decoder: Decoder
     encoder: Encoder
-    infer: Infer
+    lane: OpenLane
     leads: int
     batch: int = 1
     mask_from_input: bool = True
     threads: int = 1
+    dtype: str = "float32"
     reuse: Reuse = field(default_factory=Reuse)
-
-
-class CropCanvas:
-    """A block's packed codes (lead, y, x), each cell written by the one tile whose core it is in."""
-
-    def __init__(self, forecaster: Forecaster, block: Block) -> None:
-        self._encoder, self._window, self._threads = forecaster.encoder, block.window, forecaster.threads
-        self.codes = np.empty((forecaster.leads, *block.window.shape), forecaster.encoder.dtype)
-
-    def add(self, out: Result, tile: Tile) -> None:
-        target, part = self.codes[:, *tile.core.within(self._window).slices], crop(out, tile)
-        if part.dtype == target.dtype:
-            target[...] = part
-        else:
-            pieces = (np.array_split(array, self._threads) for array in (part, target))
-            map_on(self._threads, self._encoder.encode, *pieces)
-
-    def ready(self, out: NDArray[np.float32]) -> Result:
-        """Packed codes of a whole tile: packed once, added many times."""
-        codes = np.empty(out.shape, self.codes.dtype)
-        self._encoder.encode(out, codes)
-        return codes
-
-    def finish(self) -> NDArray[np.generic]:
-        return self.codes
-
-
-class FeatherCanvas:
-    """A block's packed codes (lead, y, x), each cell blended from the tiles that overlap it."""
-
-    def __init__(self, forecaster: Forecaster, block: Block) -> None:
-        self._encoder = forecaster.encoder
-        self._blend = Feather(forecaster.tiling, block.window, forecaster.leads)
-
-    def add(self, out: Result, tile: Tile) -> None:
-        self._blend.add(self._encoder.mark_missing(out), tile)
-
-    def ready(self, out: NDArray[np.float32]) -> Result:
-        return out.copy()
-
-    def finish(self) -> NDArray[np.generic]:
-        values = self._blend.result()
-        codes = np.empty(values.shape, self._encoder.dtype)
-        self._encoder.encode(values, codes)
-        return codes
+    buffers: Buffers = field(default_factory=Buffers)
 
 
 def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) -> BlockResult:
@@ -187,51 +112,114 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
     with watch("read"):
         raw = read(seen)
     here = raw[:, *block.window.within(seen).slices]
-    codes, run, reused = infer_block(raw, seen, block, forecaster, watch)
-    with watch("write"):
-        if forecaster.mask_from_input:
-            forecaster.encoder.mask(codes, forecaster.decoder.is_missing(here[-1]))
-        written = write_block(draft, block.window, codes, forecaster.threads)
+    with forecaster.buffers.borrow((forecaster.leads, *block.window.shape), forecaster.encoder.dtype) as codes:
+        run, reused = infer_block(raw, seen, block, forecaster, codes, watch)
+        with watch("write"):
+            if forecaster.mask_from_input:
+                forecaster.encoder.mask(codes, forecaster.decoder.is_missing(here[-1]))
+            written = write_block(draft, block.window, codes, forecaster.threads)
     missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
-    return BlockResult(block.index, run, reused, missing, written, watch.seconds())
+    return BlockResult(block.index, run, reused, missing, written, watch.seconds(), spans=watch.spans)
 
 
 def infer_block(
-    raw: Raw, seen: Window, block: Block, forecaster: Forecaster, watch: Stopwatch
-) -> tuple[NDArray[np.generic], int, int]:
-    """Packed codes (lead, y, x) of a block, tiles run, and tiles reused.
+    raw: Raw, seen: Window, block: Block, forecaster: Forecaster, codes: NDArray[Any], watch: Stopwatch
+) -> tuple[int, int]:
+    """Fills the packed codes (lead, y, x) of a block; tiles run, and tiles reused.
 
     Args:
         raw: (frame, y, x) codes as stored, of the window `seen`.
     """
-    canvas = (FeatherCanvas if forecaster.tiling.mode == "feather" else CropCanvas)(forecaster, block)
-    tiles, run = forecaster.tiling.tiles(block), 0
-    decoded = cache(lambda: forecaster.decoder.decode(raw))  # once for all tiles, and only if one must be run
-    for start in range(0, len(tiles), forecaster.batch):
-        batch = tiles[start : start + forecaster.batch]
-        with watch("infer"):
-            outs, ran = _infer_tiles(raw, decoded, [t.window.within(seen) for t in batch], forecaster, canvas.ready)
-        run += ran
-        with watch("write"):
-            for tile, out in zip(batch, outs, strict=True):
-                canvas.add(out, tile)
-    return canvas.finish(), run, len(tiles) - run
+    tiles, step = forecaster.tiling.tiles(block), forecaster.batch
+    canvas = _canvas(block, forecaster, codes)
+    with forecaster.buffers.borrow(raw.shape, forecaster.dtype) as space:
+        work = _Inference(raw, seen, forecaster, space, watch)
+        run = sum(work.add(tiles[at : at + step], canvas) for at in range(0, len(tiles), step))
+    with watch("pack"):
+        canvas.finish()
+    return run, len(tiles) - run
 
 
-def _infer_tiles(
-    raw: Raw,
-    decoded: Callable[[], NDArray[np.float32]],
-    windows: Sequence[Window],
-    forecaster: Forecaster,
-    ready: Callable[[NDArray[np.float32]], Result],
-) -> tuple[list[Result], int]:
-    """Results (lead, h, w) of a few tiles, in order, and how many had to be run; those kept are made `ready` once."""
-    names: list[Hashable] = [constant_key(raw[:, *w.slices]) or index for index, w in enumerate(windows)]
-    fresh = {name: w for name, w in zip(names, windows, strict=True) if name not in forecaster.reuse}
-    kept = {name: forecaster.reuse.get(name) for name in names if name not in fresh}
-    outs = forecaster.infer(np.stack([decoded()[:, *w.slices] for w in fresh.values()])) if fresh else ()
-    for name, out in zip(fresh, outs, strict=True):
-        kept[name] = out if isinstance(name, int) else ready(out)
-        if not isinstance(name, int):
-            forecaster.reuse.keep(name, kept[name])
-    return [kept[name] for name in names], len(fresh)
+def _canvas(block: Block, forecaster: Forecaster, codes: NDArray[Any]) -> Canvas:
+    if forecaster.tiling.mode == "feather":
+        return FeatherCanvas(block, forecaster.encoder, codes, forecaster.tiling)
+    return CropCanvas(block, forecaster.encoder, codes, forecaster.threads)
+
+
+class _TooManyError(Exception):
+    """The tiles of a batch do not fit the engine's memory together."""
+
+
+@contextmanager
+def _judge_memory(tiles: int) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        if tiles == 1:
+            raise
+        raise _TooManyError(str(error)) from error
+
+
+class _Inference:
+    """The inference of one block: every tile is run, or reused where its input is one value.
+
+    Args:
+        space: (frame, y, x), room for the block's frames in model space; they are decoded once for all tiles, and only
+            if one must be run.
+    """
+
+    def __init__(self, raw: Raw, seen: Window, forecaster: Forecaster, space: NDArray[Any], watch: Stopwatch) -> None:
+        self._raw, self._seen, self._forecaster, self._watch = raw, seen, forecaster, watch
+        self._decoded = cache(lambda: forecaster.decoder.decode(raw, space))
+
+    def add(self, tiles: Sequence[Tile], canvas: Canvas) -> int:
+        """Adds tiles to the canvas, in their order, fewer at once if memory is short; how many had to be run."""
+        try:
+            return self._add(tiles, canvas)
+        except _TooManyError as error:
+            half = len(tiles) // 2
+            log.warning("%d tiles at once are too many, so %d are run: %s", len(tiles), half, error)
+        return self.add(tiles[:half], canvas) + self.add(tiles[half:], canvas)
+
+    def _add(self, tiles: Sequence[Tile], canvas: Canvas) -> int:
+        windows = [tile.window.within(self._seen) for tile in tiles]
+        with self._watch("infer"):
+            keys = [constant_key(self._raw[:, *window.slices]) for window in windows]
+        first = {key: window for key, window in zip(keys, windows, strict=True) if key is not None}
+        known = {key: self._constant(key, window, canvas) for key, window in first.items()}
+        fresh = [window for key, window in zip(keys, windows, strict=True) if key is None]
+        with self._results(fresh) as outs, self._watch("pack"):
+            ran = iter(outs)
+            for key, tile in zip(keys, tiles, strict=True):
+                canvas.add(next(ran) if key is None else known[key][0], tile)
+        return len(fresh) + sum(is_new for _, is_new in known.values())
+
+    def _constant(self, key: Key, window: Window, canvas: Canvas) -> tuple[Result, bool]:
+        """The result of a tile whose input is one value, and whether it had to be run; no lane is held meanwhile."""
+        reuse = self._forecaster.reuse
+        result, is_new = reuse.claim(key)
+        if is_new:
+            try:
+                with self._results([window]) as outs, self._watch("pack"):
+                    reuse.keep(key, canvas.ready(outs[0]))
+            except BaseException as error:
+                reuse.fail(key, error)
+                raise
+        return result.result(), is_new
+
+    @contextmanager
+    def _results(self, windows: Sequence[Window]) -> Iterator[Sequence[Result]]:
+        """The results (lead, h, w) of tiles, good inside the context."""
+        if not windows:
+            yield ()
+            return
+        with ExitStack() as held:
+            with self._watch("infer"), _judge_memory(len(windows)):
+                with self._watch("decode"):
+                    frames = self._decoded()
+                with self._watch("lane"):
+                    lane = held.enter_context(self._forecaster.lane((len(windows), len(frames), *windows[0].shape)))
+                for target, window in zip(lane.given, windows, strict=True):
+                    target[...] = frames[:, *window.slices]
+                outs = list(lane.run())
+            yield outs

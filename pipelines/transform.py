@@ -243,17 +243,18 @@ class Decoder:
     change: Linear = UNCHANGED
     is_zr: bool = False
 
-    def decode(self, raw: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def decode(self, raw: NDArray[Any], out: Floats | None = None) -> Floats:
         """Values in model space, the shape of `raw`; missing cells hold the space's number for missing.
 
         Args:
             raw: (frame, y, x) codes as stored. Not changed.
-            out: where to write; fresh memory if None.
+            out: where to write, float32 or float16 (the float32 values, rounded); fresh float32 memory if None.
         """
         out = np.empty(raw.shape, np.float32) if out is None else out
+        table = self.half_table if out.dtype == np.float16 else self.table
         for codes, target in _blocks(raw, out):
-            if self.table is not None:
-                np.take(self.table, codes, out=target, mode="wrap")  # negative codes count from the table's end
+            if table is not None:
+                np.take(table, codes, out=target, mode="wrap")  # negative codes count from the table's end
             else:
                 target[...] = self.compute(codes)
         return out
@@ -282,6 +283,12 @@ class Decoder:
             return None
         codes = np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
         return self.compute(codes)
+
+    @cached_property
+    def half_table(self) -> NDArray[np.float16] | None:
+        """As `table`, rounded to float16."""
+        with np.errstate(over="ignore"):
+            return None if self.table is None else self.table.astype(np.float16)
 
     def _to_rain_rate(self, dbz: NDArray[np.float64]) -> None:
         """R = (10^(dBZ/10) / a)^(1/b), mm h-1, in place."""
@@ -329,6 +336,10 @@ class Encoder:
             values: (lead, y, x) model output, float32 or float16, strided as it likes. Not changed.
             out: (lead, y, x) of the packing's dtype, strided as it likes.
         """
+        if values.dtype == np.float16:
+            for block, target in _blocks(values, out):
+                np.take(self._half_codes, block.view(np.uint16), out=target, mode="wrap")
+            return
         scratch = np.empty(BLOCK_CELLS + values.shape[-1], np.float32)
         with np.errstate(invalid="ignore", over="ignore"):
             for block, target in _blocks(values, out):
@@ -362,6 +373,14 @@ class Encoder:
         for lead in codes:
             lead &= keep
             lead |= fill
+
+    @cached_property
+    def _half_codes(self) -> NDArray[Any]:
+        """The code of every float16, by its bits: one look-up takes a third of the time of the formula."""
+        values = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+        codes = np.empty((1, 1, values.size), self.dtype)
+        self.encode(values.reshape(codes.shape), codes)
+        return codes.ravel()
 
     @cached_property
     def _dry(self) -> tuple[np.float32, int]:

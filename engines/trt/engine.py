@@ -2,8 +2,10 @@
 
 import logging
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from engines.base import EngineError, InferenceError, Split
 from engines.cuda import DeviceBuffer, Stream
 from engines.spec import Profile, TensorSpec, to_shape
 from engines.trt.builder import Journal
-from engines.trt.lane import Lane, Streams
+from engines.trt.lane import COUNT, Lane, Lanes
 from engines.trt.refit import refit
 from engines.trt.report import inspect_engine
 from engines.trt.surface import Surface, load_surface, log_to
@@ -26,9 +28,10 @@ NUMPY_TYPES = ("float32", "float16", "uint8", "int8", "int32", "int64", "bool")
 
 
 class TensorRTEngine:
-    """An `Engine` over one TensorRT execution context on one GPU; for one thread at a time.
+    """An `Engine` over one TensorRT execution context on one GPU.
 
-    All memory is taken when it is loaded, for the largest shapes of the engine's optimization profiles.
+    Several threads may use it, each with a lane: the ways of their batches to the GPU, through it and back overlap. All
+    memory is taken when it is loaded, for the largest shapes of the engine's optimization profiles.
 
     Args:
         engine_file: a serialized engine, already verified: it is executable code.
@@ -36,6 +39,8 @@ class TensorRTEngine:
         module: the Python module of TensorRT, where several are installed.
         activation: gives the memory to compute in, of at least so many bytes, which stays the caller's: engines that
             never run at the same time may share it. None = the engine takes its own.
+        lanes: for its batches, which stay the caller's: engines that follow each other share them. Or how many lanes
+            the engine takes for itself.
 
     Raises:
         EngineError: no GPU or no TensorRT here, or the engine is of another GPU or release; names TensorRT's reason.
@@ -49,6 +54,7 @@ class TensorRTEngine:
         device: int = 0,
         module: str | None = None,
         activation: Callable[[int], DeviceBuffer] | None = None,
+        lanes: Lanes | int = COUNT,
     ) -> None:
         self._surface = load_surface(module)
         cuda.require_device(f"running an engine with {self._surface.flavour} {self._surface.version}")
@@ -65,15 +71,12 @@ class TensorRTEngine:
             self._activation = self._take_activation(activation, owned)
             self._context = self._new_context()
             owned.callback(self._forget_context)
-            self._streams = Streams.open(owned)
+            self._lanes = lanes if isinstance(lanes, Lanes) else owned.enter_context(closing(Lanes(lanes)))
             self._active = 0
-            self._bound: tuple[int, tuple[int, ...]] = (
-                0,
-                (),
-            )  # optimization profile and shape of the input that are set
+            self._bound: tuple[int, tuple[int, ...]] = (0, ())  # optimization profile and shape of the input
             self._addresses = (0, 0)
-            self._sizes = self._largest_bytes()
-            self._lanes = [Lane.open(*self._sizes, owned)]
+            self._queueing = threading.Lock()  # what is queued for one batch is not mixed with that of another
+            self._lanes.grow(*self._largest_bytes())
             self._owned = owned.pop_all()
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[Any]:
@@ -82,45 +85,63 @@ class TensorRTEngine:
         Raises:
             InferenceError: no optimization profile holds the shape, another dtype, or the GPU failed; names which.
         """
-        return self.lend(batch).copy()
+        self._check(batch)
+        with self.lane(batch.shape) as lane:
+            np.copyto(lane.given, batch)
+            return lane.run().copy()
 
-    def lend(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """As a call, but a view of memory that the next inference of this engine overwrites."""
-        lane = self._lanes[0]
-        return lane.result(self._start(batch, lane), self.specs[1].dtype)
+    @contextmanager
+    def lane(self, shape: tuple[int, ...]) -> Iterator["BoundLane"]:
+        self._ready(shape)
+        with self._lanes.take() as lane:
+            yield BoundLane(self, lane, shape)
 
-    def map(self, batches: Iterable[NDArray[Any]], lanes: int = 3) -> Iterator[NDArray[Any]]:
+    def map(self, batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         """The forecasts of batches, in order; one is computed while the next comes in and the last goes out.
 
-        Each is lent: good until the next one is asked for. Takes memory for `lanes` batches, kept afterwards.
+        Each is lent: good until the next one is asked for.
         """
-        while len(self._lanes) < lanes:
-            self._lanes.append(Lane.open(*self._sizes, self._owned))
-        waiting: list[tuple[Lane, tuple[int, ...]]] = []
-        try:
-            for number, batch in enumerate(batches):
-                if len(waiting) == lanes:
-                    yield self._finish(waiting)
-                lane = self._lanes[number % lanes]
-                waiting.append((lane, self._start(batch, lane)))
-            while waiting:
-                yield self._finish(waiting)
-        finally:
-            self._streams.synchronize()
+        with ExitStack() as given_up:
+            waiting: deque[tuple[ExitStack, BoundLane]] = deque()
+            for batch in batches:
+                self._check(batch)
+                if len(waiting) == len(self._lanes):
+                    yield from _finish(*waiting.popleft())
+                held = given_up.enter_context(ExitStack())
+                lane = held.enter_context(self.lane(batch.shape))
+                np.copyto(lane.given, batch)
+                lane.start()
+                waiting.append((held, lane))
+            for held, lane in waiting:
+                yield from _finish(held, lane)
 
     def timed(self, batch: NDArray[Any]) -> Split:
-        """Run a batch once and say how long each part of its way took on the GPU; not while a `map` is under way.
+        """Run a batch once and say how long each part of its way took on the GPU, while nothing else runs there.
 
         Raises:
             InferenceError: as of a call.
         """
-        self._prepare(batch)
-        lane, stream = self._lanes[0], self._streams.compute
+        self._check(batch)
+        self._ready(batch.shape)
+        stream = self._lanes.streams.compute
+        with self._lanes.take() as lane, self._queueing:
+            cuda.call("cudaSetDevice", self._device)
 
-        def queue() -> int:
-            return self._returned_bytes(self.infer(batch.shape, lane.given.handle, lane.returned.handle, stream))
+            def queue() -> int:
+                return self.returned_bytes(self.infer(batch.shape, lane.given.handle, lane.returned.handle, stream))
 
-        return lane.time(batch, queue, stream)
+            return lane.time(batch, queue, stream)
+
+    def start(self, lane: Lane, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Queue the whole way of the batch that is in a lane; returns at once, with the shape of the result."""
+        streams, given = self._lanes.streams, self.specs[0]
+        with self._queueing:
+            self._ready(shape)
+            cuda.call("cudaSetDevice", self._device)
+            lane.send(math.prod(shape) * np.dtype(given.dtype).itemsize, streams)
+            returned = self.infer(shape, lane.given.handle, lane.returned.handle, streams.compute)
+            lane.fetch(self.returned_bytes(returned), streams)
+        return returned
 
     def infer(self, shape: tuple[int, ...], source: int, target: int, stream: Stream) -> tuple[int, ...]:
         """Queue one inference between two addresses on the GPU; returns at once, with the shape of the result.
@@ -139,7 +160,9 @@ class TensorRTEngine:
 
     def warm(self, shape: tuple[int, int, int, int]) -> None:
         """Run once on zeros of this shape, so that the first real batch pays for nothing."""
-        self.lend(np.zeros(shape, self.specs[0].dtype))
+        with self.lane(shape) as lane:
+            lane.given[...] = 0
+            lane.run()
 
     def refit(self, model: Path, previous: Mapping[str, str]) -> tuple[str, ...]:
         """Names of the weights in which an ONNX file differs from `previous`, now this engine's.
@@ -152,7 +175,7 @@ class TensorRTEngine:
         Raises:
             EngineError: not refittable, or TensorRT cannot replace a weight that differs (names it): build again.
         """
-        self._streams.synchronize()
+        self._lanes.streams.synchronize()
         return refit(self._surface, self._engine, model, previous, self._logger, self._journal)
 
     def serialize(self) -> bytes:
@@ -171,7 +194,7 @@ class TensorRTEngine:
     @property
     def buffer_bytes(self) -> int:
         """Memory of the GPU for inputs and outputs; as much again is pinned on the host."""
-        return sum(lane.nbytes for lane in self._lanes)
+        return self._lanes.nbytes
 
     def inspect(self) -> str:
         """The engine inspector's JSON."""
@@ -201,33 +224,24 @@ class TensorRTEngine:
     def _largest_bytes(self) -> tuple[int, int]:
         """Bytes of the largest input and output over the optimization profiles."""
         given, returned = (np.dtype(spec.dtype).itemsize for spec in self.specs)
-        stream = self._streams.compute
+        stream = self._lanes.streams.compute
         outputs = [math.prod(self._bind(profile.max, stream)) * returned for profile in self.profiles]
         return max(math.prod(profile.max) * given for profile in self.profiles), max(outputs)
 
-    def _start(self, batch: NDArray[Any], lane: Lane) -> tuple[int, ...]:
-        """Send a batch into a lane and queue all of its way; the shape of the result."""
-        self._prepare(batch)
-        lane.send(batch, self._streams)
-        shape = self.infer(batch.shape, lane.given.handle, lane.returned.handle, self._streams.compute)
-        lane.fetch(self._returned_bytes(shape), self._streams)
-        return shape
-
-    def _prepare(self, batch: NDArray[Any]) -> None:
-        """Refuse a batch that does not fit before anything is queued; make this engine's GPU the current one."""
-        if self._context is None:
-            raise InferenceError("the engine is closed")
+    def _check(self, batch: NDArray[Any]) -> None:
+        """Refuse a batch that does not fit before anything is queued."""
         if batch.dtype != self.specs[0].dtype:
             raise InferenceError(f"a batch of {batch.dtype} does not fit the input {self.specs[0]}")
-        self._choose(batch.shape)
-        cuda.call("cudaSetDevice", self._device)
 
-    def _returned_bytes(self, shape: tuple[int, ...]) -> int:
+    def _ready(self, shape: tuple[int, ...]) -> None:
+        """Raises InferenceError unless the engine is open and takes this shape."""
+        if self._context is None:
+            raise InferenceError("the engine is closed")
+        self._choose(shape)
+
+    def returned_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of an output of this shape."""
         return math.prod(shape) * np.dtype(self.specs[1].dtype).itemsize
-
-    def _finish(self, waiting: list[tuple[Lane, tuple[int, ...]]]) -> NDArray[Any]:
-        lane, shape = waiting.pop(0)
-        return lane.result(shape, self.specs[1].dtype)
 
     def _choose(self, shape: tuple[int, ...]) -> int:
         """The first optimization profile that holds a shape, the active one before all."""
@@ -266,6 +280,36 @@ class TensorRTEngine:
     def _forget_engine(self) -> None:
         self._engine = None
         self._runtime = None
+
+
+class BoundLane:
+    """A lane with room for a batch of one shape of one engine."""
+
+    def __init__(self, engine: TensorRTEngine, lane: Lane, shape: tuple[int, ...]) -> None:
+        self._engine, self._lane, self._shape = engine, lane, shape
+        self._started: tuple[int, ...] = ()
+
+    @property
+    def given(self) -> NDArray[Any]:
+        """The input (n, channel, h, w) in pinned memory, to be filled."""
+        return self._lane.staged_in.array(self._shape, self._engine.specs[0].dtype)
+
+    def start(self) -> None:
+        """Queue the batch's way; returns at once. The input must not change until `finish`."""
+        self._started = self._engine.start(self._lane, self._shape)
+
+    def finish(self) -> NDArray[Any]:
+        """The output (n, lead, h, w) in pinned memory, once it is there."""
+        return self._lane.result(self._started, self._engine.specs[1].dtype)
+
+    def run(self) -> NDArray[Any]:
+        self.start()
+        return self.finish()
+
+
+def _finish(held: ExitStack, lane: BoundLane) -> Iterator[NDArray[Any]]:
+    with held:
+        yield lane.finish()
 
 
 def _specs(surface: Surface, engine: Any) -> tuple[TensorSpec, TensorSpec]:

@@ -2,6 +2,7 @@
 
 import getpass
 import socket
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import zoo
-from engines.base import Accounted, EngineError, InferenceError, OutOfMemoryError, Split, Streaming, Timed
+from engines.base import Accounted, EngineError, InferenceError, OutOfMemoryError, PlainLane, Split, Streaming, Timed
 from engines.bench import Effort, Meter, Subject, bench, noise
 from engines.bench_report import (
     Difference,
@@ -65,6 +66,10 @@ class FakeEngine:
         self.desk.calls.append(self.name)
         self.desk.time += self.seconds * len(batch)
         return (batch * self.factor).astype(batch.dtype)
+
+    @contextmanager
+    def lane(self, shape):
+        yield PlainLane(self, np.zeros(shape, self.specs[0].dtype))
 
     def warm(self, shape):
         self(np.zeros(shape, self.specs[0].dtype))

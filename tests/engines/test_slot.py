@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engines.base import Engine, InferenceError
+from engines.base import Engine, InferenceError, PlainLane
 from engines.ort import OrtEngine
 from engines.slot import Candidate, Slot, SlotError, Standby, State
 from engines.spec import TensorSpec
@@ -34,6 +35,10 @@ class FakeEngine:
         time.sleep(self.seconds)
         self.running -= 1
         return batch[:, :1] + np.float32(self.number)
+
+    @contextmanager
+    def lane(self, shape):
+        yield PlainLane(self, np.zeros(shape, self.specs[0].dtype))
 
     def warm(self, shape):
         self(np.zeros(shape, np.float32))

@@ -93,10 +93,11 @@ def fill(ready, *overrides, **how):
 @pytest.mark.parametrize("overrides", [(), ("tiling.tile=auto", "output.shards=auto", "output.chunks=auto")])
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_a_backfill_publishes_what_single_runs_publish_byte_for_byte(ready, product, overrides, in_flight):
+    overrides = (*overrides, f"blocks_in_flight={in_flight}")
     prepared, pool = ready(*overrides, whole_cycles=False)
     single = {time: files_of(Path(run_cycle(prepared, pool, time).path)) for time in TIMES}
     shutil.rmtree(product.parent / "out")
-    report = fill(ready, *overrides, cycles_in_flight=in_flight)
+    report = fill(ready, *overrides)
     assert (report.tally.published, report.tally.failed, outcome_of(report)) == (5, 0, Exit.PUBLISHED)
     assert stores_of(product) == single
     assert os.readlink(product.parent / "out" / "tiny" / "latest.zarr") == "2024/06/01/1225.zarr"
@@ -240,15 +241,17 @@ def test_an_interval_that_gives_no_cycles_is_refused_before_ray_is_started(produ
     assert not (product.parent / "out").exists()
 
 
-@given(st.integers(1, MOST_CYCLES), st.floats(0, 1e6))
-def test_a_group_grows_and_shrinks_with_the_pace(cycles, seconds):
-    size = next_size(cycles, seconds)
-    assert 1 <= size <= min(MOST_CYCLES, 2 * cycles)
-    assert size == 1 or size * seconds / cycles <= 1.0
+@given(st.integers(1, MOST_CYCLES), st.floats(0, 1e6), st.integers(1, 16))
+def test_a_group_grows_and_shrinks_with_the_pace(cycles, seconds, least):
+    size = next_size(cycles, seconds, least)
+    assert least <= size <= max(least, min(MOST_CYCLES, 2 * cycles))
+    assert size == least or size * seconds / cycles <= 1.0 + 1e-9
 
 
 class FakePool:
     """Workers that answer at once."""
+
+    at_once = 2
 
     def __init__(self, product: str) -> None:
         self.product = product

@@ -153,7 +153,6 @@ def test_a_run_is_drawn_listed_inspected_and_verified(product, tmp_path):
         (["--every", "7min"], Exit.BAD_CONFIGURATION, "such as 5s|such as 300s"),
         (["--from", "2024-06-01T12:20Z", "--to", "2024-06-01T12:10Z"], Exit.BAD_CONFIGURATION, "swap"),
         (["--from", "2030-01-01", "--to", "2030-01-02"], Exit.NO_INPUT, "holds 6 from"),
-        (["--in-flight", "0"], Exit.USAGE, "0"),
     ],
 )
 def test_an_interval_that_makes_no_sense_is_refused(product, options, code, says):

@@ -100,6 +100,23 @@ def test_killing_a_worker_mid_cycle_changes_nothing_in_the_published_bytes(ready
     assert files_of(Path(report.path)) == files_of(Path(calm.path))
 
 
+def test_several_blocks_in_flight_give_the_same_bytes_also_when_a_worker_dies(ready):
+    prepared, pool = ready()
+    calm = run_cycle(prepared, pool, TIME)
+    prepared, pool = ready("blocks_in_flight=3")
+    victims = [ray.get(worker.pid.remote()) for worker in pool.workers.values()]
+
+    def kill_one(settled, total, results):
+        if settled and victims:
+            os.kill(victims.pop(), signal.SIGKILL)
+
+    report = run_cycle(prepared, pool, TIME, replace_published=True, progress=kill_one)
+    assert pool.at_once == 3
+    assert report.status is Status.PUBLISHED
+    pages = {name: data for name, data in files_of(Path(report.path)).items() if "/c/" in name}
+    assert pages == {name: data for name, data in files_of(Path(calm.path)).items() if "/c/" in name}
+
+
 def test_a_dry_half_is_run_once_and_reused(ready):
     report = run_cycle(*ready(), TIME)
     assert report.tiles_reused > 0

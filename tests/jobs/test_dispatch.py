@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from jobs.dispatch import ATTEMPTS, REMEMBERED, Assign, Dispatcher, GiveUp, Numbers
+from jobs.dispatch import AHEAD, ATTEMPTS, REMEMBERED, Assign, Dispatcher, GiveUp, Numbers
 
 
 def test_every_worker_gets_a_block_before_any_gets_two():
@@ -43,6 +43,40 @@ def test_only_the_running_block_is_blamed_for_a_death():
     d.joined(["b"], 2)
     assert d.lost("b", 3) == [GiveUp(0, "worker a died; worker b died")]
     assert d.joined(["c"], 4)[0] == Assign("c", 1)
+
+
+def test_a_worker_that_makes_several_at_once_gets_them_before_any_waits():
+    d = Dispatcher(range(9), at_once=3)
+    given = d.joined(["a", "b"], 0)
+    assert [(g.worker, g.block) for g in given] == [
+        ("a", 0),
+        ("b", 1),
+        ("a", 2),
+        ("b", 3),
+        ("a", 4),
+        ("b", 5),
+        ("a", 6),
+    ]
+
+
+def test_of_several_made_at_once_only_the_guilty_one_is_given_up():
+    d = Dispatcher(range(4), at_once=3)
+    assert [g.block for g in d.joined(["a"], 0)] == [0, 1, 2]
+    d.lost("a", 1)
+    workers, done, given_up = iter("bcdefg"), set(), []
+    flying = d.joined([next(workers)], 2)
+    while not d.is_settled:
+        running = flying
+        assert len(running) == 1 or not {0, 1, 2} & {g.block for g in running}
+        if any(g.block == 1 for g in running):
+            decisions = d.lost(running[0].worker, 3)
+            given_up += [g.block for g in decisions if isinstance(g, GiveUp)]
+            flying = [g for g in decisions if isinstance(g, Assign)] + d.joined([next(workers)], 3)
+        else:
+            done |= {g.block for g in running}
+            flying = [a for g in running for a in d.finished(g.worker, g.block, 4)]
+    assert done == {0, 2, 3}
+    assert given_up == [1]
 
 
 def test_a_straggler_is_copied_to_an_idle_worker_once_and_the_first_result_counts():
@@ -132,10 +166,10 @@ def test_numbers_are_a_set_whatever_the_order(order):
 class Cluster(RuleBasedStateMachine):
     """Any order of joins, losses, failures, results and delays settles every block exactly once."""
 
-    @initialize(blocks=st.integers(1, 12))
-    def begin(self, blocks):
+    @initialize(blocks=st.integers(1, 12), at_once=st.integers(1, 4))
+    def begin(self, blocks, at_once):
         self.total, self.now, self.names = blocks, 0.0, 0
-        self.d = Dispatcher(iter(range(blocks)))
+        self.d = Dispatcher(iter(range(blocks)), at_once)
         self.flying: list[Assign] = []
         self.alive: set[str] = set()
         self.mishaps: dict[int, int] = {}
@@ -192,7 +226,7 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def window_is_kept_and_nothing_is_copied_twice(self):
         for worker in self.alive:
-            assert sum(f.worker == worker for f in self.flying) <= self.d.window
+            assert sum(f.worker == worker for f in self.flying) <= self.d.at_once + AHEAD
         for block in range(self.total):
             assert sum(f.block == block for f in self.flying) <= 2
         assert len(self.settled) == len(set(self.settled))

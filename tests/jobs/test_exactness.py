@@ -1,5 +1,7 @@
 """The forecast does not depend on how the grid was cut, bit for bit: tiles, halos, blocks, batches; real models."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -7,15 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.base import OutOfMemoryError
 from engines.model import load_package
 from engines.ort import OrtEngine
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
 from jobs.prepare import model_needs
+from pipelines.buffers import Buffers
 from pipelines.encoding import Encoding
 from pipelines.grid import Window
 from pipelines.product import Packing
-from pipelines.run import Forecaster, Reuse, Stopwatch, infer_block
+from pipelines.reuse import Reuse
+from pipelines.run import Forecaster, infer_block
 from pipelines.source import Part, cut
+from pipelines.spans import Stopwatch
 from pipelines.tiling import Tiling, round_up
 from pipelines.transform import Decoder, Encoder
 
@@ -36,7 +42,7 @@ def whole(request, tmp_path_factory):
         tiling=Tiling((1, 1), (1, 1), (1, 1), 0, 1),
         decoder=Decoder(ENCODING, needs.space),
         encoder=Encoder(Packing(), needs.output_space),
-        infer=OrtEngine(package.onnx_path),
+        lane=OrtEngine(package.onnx_path).lane,
         leads=len(needs.leads),
         mask_from_input=needs.coverage == "input",
     )
@@ -60,7 +66,7 @@ def forecast(frames, forecaster: Forecaster, tiling: Tiling, batch: int = 1) -> 
     for block in tiling.blocks():
         seen = tiling.reads(block)
         raw = cut([whole], seen, MISSING)
-        codes[:, *block.window.slices] = infer_block(raw, seen, block, forecaster, Stopwatch())[0]
+        infer_block(raw, seen, block, forecaster, codes[:, *block.window.slices], Stopwatch())
     return codes
 
 
@@ -103,10 +109,57 @@ def test_threads_that_pack_do_not_change_a_bit(whole, threads):
     np.testing.assert_array_equal(several, forecast(frames, forecaster, tiling))
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_batch_that_does_not_fit_is_run_in_smaller_ones(whole, most, caplog):
+    forecaster, radius, stride = whole
+    grid, core = (6 * stride + radius, 8 * stride), (2 * stride, 2 * stride)
+    frames, tiling = frames_of(grid, 1), Tiling(grid, grid, core, round_up(radius, stride), stride)
+
+    @contextmanager
+    def narrow(shape):
+        if shape[0] > most:
+            raise OutOfMemoryError(f"no memory for {shape[0]}")
+        with forecaster.lane(shape) as lane:
+            yield lane
+
+    found = forecast(frames, replace(forecaster, lane=narrow), tiling, batch=7)
+    np.testing.assert_array_equal(found, forecast(frames, forecaster, tiling))
+    assert "tiles at once are too many" in caplog.text
+
+
+def test_a_tile_that_does_not_fit_alone_is_an_error(whole):
+    forecaster, _, stride = whole
+    grid = (3 * stride, 3 * stride)
+
+    def none(shape):
+        raise OutOfMemoryError("no memory at all")
+
+    with pytest.raises(OutOfMemoryError, match="no memory at all"):
+        forecast(frames_of(grid, 1), replace(forecaster, lane=none), whole_frame(grid, stride), batch=4)
+
+
+def test_blocks_made_at_the_same_time_do_not_change_a_bit(whole):
+    forecaster, radius, stride = whole
+    grid, block = (radius + 9 * stride, 10 * stride), (3 * stride, 5 * stride)
+    tiling = Tiling(grid, block, block, round_up(radius, stride), stride)
+    frames, codes = frames_of(grid, 2), np.empty((forecaster.leads, *grid), np.int16)
+    whole_part = Part(Window(0, grid[0], 0, grid[1]), frames)
+    shared = replace(forecaster, tiling=tiling, reuse=Reuse(), buffers=Buffers())
+
+    def make(block):
+        seen = tiling.reads(block)
+        target = codes[:, *block.window.slices]
+        infer_block(cut([whole_part], seen, MISSING), seen, block, shared, target, Stopwatch())
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(make, tiling.blocks()))
+    np.testing.assert_array_equal(codes, forecast(frames, forecaster, tiling))
+
+
 def test_threads_of_an_inference_do_not_change_a_bit(whole, tmp_path):
     forecaster, radius, stride = whole
     model = next(spec for name, spec in SPECS.items() if spec.radius == radius and spec.stride == stride)
-    two = replace(forecaster, infer=OrtEngine(write_package(model, tmp_path) / "model.onnx", threads=2))
+    two = replace(forecaster, lane=OrtEngine(write_package(model, tmp_path) / "model.onnx", threads=2).lane)
     grid = (6 * stride + radius, 5 * stride + radius)
     frames, tiling = frames_of(grid, 1), whole_frame(grid, stride)
     np.testing.assert_array_equal(forecast(frames, forecaster, tiling), forecast(frames, two, tiling))

@@ -9,11 +9,11 @@ from pipelines.planner import Crew
 @pytest.mark.parametrize(
     ("resources", "wanted", "crew"),
     [
-        (Resources(0, 2), None, Crew(2, shared=True)),
-        (Resources(0, 16), 4, Crew(4, shared=True)),
-        (Resources(0, 2), 8, Crew(2, shared=True)),
-        (Resources(4, 64), None, Crew(4, shared=False)),
-        (Resources(4, 64), 1, Crew(1, shared=False)),
+        (Resources(0, 2), None, Crew(2, shared=True, cores=2)),
+        (Resources(0, 16), 4, Crew(4, shared=True, cores=16)),
+        (Resources(0, 2), 8, Crew(2, shared=True, cores=2)),
+        (Resources(4, 64), None, Crew(4, shared=False, cores=64)),
+        (Resources(4, 64), 1, Crew(1, shared=False, cores=64)),
     ],
 )
 def test_a_worker_takes_a_gpu_where_there_are_gpus_and_a_core_elsewhere(resources, wanted, crew):

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from onnx import numpy_helper
 
+from engines.base import PlainLane
 from engines.cases import Case, save_cases
 from engines.ort import OnnxRuntime, OrtEngine
 from engines.registry import Registry
@@ -142,6 +144,10 @@ class OneSize:
     def __call__(self, batch):
         assert batch.shape[2:] == self.size
         return self.engine(batch)
+
+    @contextmanager
+    def lane(self, shape):
+        yield PlainLane(self, np.zeros(shape, self.specs[0].dtype))
 
     def warm(self, shape):
         self.engine.warm(shape)

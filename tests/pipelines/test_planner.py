@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError
-from pipelines.planner import Crew, Needs, make_plan
+from pipelines.planner import Crew, Flight, Needs, Pace, make_plan
 from pipelines.product import TilingSpec
 from pipelines.tiling import Tiling, round_up
 
 MRMS, FMI = (3500, 7000), (1226, 760)
 UNET = Needs(radius=46, stride=8, bytes_per_cell=420.0)
+
+
+PACE = Pace()
 
 
 def spec(**values) -> TilingSpec:
@@ -25,13 +28,22 @@ def memory_of(tiling: Tiling, needs: Needs) -> float:
 
 
 def finish(tiling: Tiling, crew: Crew) -> float:
-    """Cells that the busiest worker infers, one thread each or the threads of those that have nothing to do."""
+    """Cells that the busiest worker infers, one thread each or the threads of those that have nothing to do; beside
+    GPUs the seconds until the last block is packed."""
     per_block = [len(tiling.tiles(block)) for block in tiling.blocks()]
     workers = min(crew.workers, len(per_block))
     rounds = math.ceil(len(per_block) / workers)
     threads = crew.workers // workers if crew.shared else 1
     cells = sum(per_block) * tiling.tile[0] * tiling.tile[1]
-    return cells / len(per_block) * rounds / threads
+    work = cells / len(per_block)
+    if crew.shared:
+        return work * rounds / threads
+    infer = work * PACE.infer
+    cells = math.prod(min(b, g) for b, g in zip(tiling.block, tiling.grid, strict=True))
+    cores = crew.cores // workers or 1
+    in_flight = min(cores, rounds)
+    last = cells * PACE.host * (0.3 + 0.7 / (cores // in_flight))
+    return infer + last + (rounds - 1) * max(infer, cells * PACE.host / cores)
 
 
 def every_cut(grid, shard, needs):
@@ -53,7 +65,7 @@ def every_cut(grid, shard, needs):
 needs_ = st.builds(Needs, st.integers(0, 60), st.sampled_from([1, 4, 8, 16]), st.floats(10, 2000))
 grids = st.tuples(st.integers(50, 900), st.integers(50, 900))
 shards = st.tuples(st.sampled_from([64, 100, 256, 512]), st.sampled_from([64, 100, 256, 512]))
-crews = st.builds(Crew, st.integers(1, 6), st.booleans())
+crews = st.builds(Crew, st.integers(1, 6), st.booleans(), st.integers(1, 40))
 
 
 @settings(max_examples=40, deadline=None)
@@ -177,3 +189,33 @@ GLOBAL = Needs(None, 8, 100.0)
 def test_what_is_in_the_way_is_named(grid, needs, how, message):
     with pytest.raises(ConfigError, match=message):
         make_plan(grid, (512, 512), needs, spec(**how))
+
+
+def test_beside_a_gpu_blocks_are_small_enough_to_keep_the_cores_busy():
+    needs = Needs(radius=78, stride=16, bytes_per_cell=400.0)
+    alone = make_plan(MRMS, (896, 1024), needs, spec(memory="64GB"), Crew(1, shared=False, cores=1))
+    beside = make_plan(MRMS, (896, 1024), needs, spec(memory="64GB"), Crew(1, shared=False, cores=16))
+    assert beside.tiling.block == (896, 1024)
+    assert len(alone.tiling.blocks()) <= len(beside.tiling.blocks()) == 28
+    assert "done first" in beside.reason
+
+
+def test_where_the_gpu_takes_all_of_the_time_padded_work_decides():
+    needs = Needs(radius=78, stride=16, bytes_per_cell=400.0)
+    crew, slow = Crew(1, shared=False, cores=16), Pace(infer=1e-6, host=1e-12)
+    plan = make_plan(MRMS, (896, 1024), needs, spec(memory="64GB"), crew, slow)
+    assert plan.tiling.tile == plan.tiling.frame
+
+
+def test_the_user_says_how_many_blocks_are_in_flight():
+    assert Crew(1, shared=False, cores=16, in_flight=4).flight(28) == Flight(4, 4)
+    assert Crew(2, shared=True, cores=2, in_flight=3).flight(28) == Flight(3, 1)
+
+
+@given(blocks=st.integers(1, 60), workers=st.integers(1, 8), cores=st.integers(1, 128), shared=st.booleans())
+def test_no_more_threads_are_under_way_than_there_are_cores(blocks, workers, cores, shared):
+    flight = Crew(workers, shared, cores).flight(blocks)
+    assert flight.blocks >= 1
+    assert flight.threads >= 1
+    busy = min(workers, blocks)
+    assert flight.blocks * flight.threads <= max(1, cores // busy)

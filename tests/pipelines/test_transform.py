@@ -395,3 +395,23 @@ def test_the_product_may_ask_for_other_units_than_the_model_gives():
     assert encoded(np.full((1, 1, 1), 36.0, np.float32), encoder).item() == 1000
     with pytest.raises(ConfigError, match=r"output.attributes do not fit .* advection 1.0"):
         make_encoder(OutputSpec(store="out", variable="rain", attributes={"units": "K"}), NEEDS)
+
+
+@pytest.mark.parametrize("parts", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("missing_below", [None, -0.5])
+def test_every_half_float_is_packed_as_its_float32_value(parts, missing_below):
+    encoder = Encoder(Packing(), make_space(parts, missing_below=missing_below))
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(1, 256, 256)
+    by_bits, by_value = np.empty(halves.shape, np.int16), np.empty(halves.shape, np.int16)
+    encoder.encode(halves, by_bits)
+    encoder.encode(halves.astype(np.float32), by_value)
+    np.testing.assert_array_equal(by_bits, by_value)
+
+
+@pytest.mark.parametrize("encoding", [FMI, Encoding("float32", np.nan, (), 1.0, units="mm h-1")])
+def test_frames_are_decoded_to_half_floats_as_float32_is_rounded(encoding):
+    decoder = Decoder(encoding, make_space(SPACES["log10"], missing=-3.0))
+    raw = np.arange(-300, 300).astype(encoding.dtype).reshape(1, 20, 30)
+    raw[0, 0, :5] = encoding.fill
+    half = decoder.decode(raw, np.empty(raw.shape, np.float16))
+    np.testing.assert_array_equal(half, decoder.decode(raw).astype(np.float16))

@@ -7,6 +7,7 @@ there: AttributeError for a name, TypeError for arguments.
 
 import ctypes
 import enum
+import itertools
 import json
 import re
 from pathlib import Path
@@ -213,6 +214,7 @@ class HostCuda:
 
     def __init__(self, devices: int = 1) -> None:
         self.devices, self.fail, self.blocks, self.handles = devices, {}, {}, set()
+        self.numbers = itertools.count(1000)
 
     def __getattr__(self, name: str) -> Any:
         def function(*given: Any) -> tuple[Any, ...]:
@@ -248,10 +250,14 @@ class HostCuda:
         return ()
 
     def _new_handle(self) -> int:
-        self.handles.add(len(self.handles) + 1000)
-        return max(self.handles)
+        handle = next(self.numbers)
+        self.handles.add(handle)
+        return handle
 
     _cudaStreamCreate = _cudaEventCreate = _new_handle
+
+    def _cudaEventCreateWithFlags(self, flags: int) -> int:
+        return self._new_handle()
 
     def _drop_handle(self, handle: int) -> tuple[()]:
         self.handles.discard(handle)

@@ -1,0 +1,73 @@
+"""Made-up stores for the benchmarks: rain in every cell, and an archive of the frames of another store."""
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from pipelines.storms import FILL_VALUE, SCALE_FACTOR
+
+START = np.datetime64("2024-06-01T12:00", "ns")
+OCTAVES = ((96, 1.0), (24, 0.5), (6, 0.25))  # cells between the knots of the noise, and its size
+SHIFT = 6  # cells from frame to frame
+STEP_CODES = 10  # rates are multiples of 0.1 mm h-1, as those of MRMS
+
+
+def wet_codes(shape: tuple[int, int], seed: int = 1) -> NDArray[np.int16]:
+    """(y, x) codes of 0.01 mm h-1, 0.1 mm h-1 or more in every cell: smooth noise that compresses like rain."""
+    random, field = np.random.default_rng(seed), np.zeros(shape, np.float32)
+    for spacing, size in OCTAVES:
+        knots = random.standard_normal([n // spacing + 2 for n in shape]).astype(np.float32)
+        field += size * _between(knots, spacing, shape)
+    rate = np.rint(np.exp(field + 1) * 100 / STEP_CODES) * STEP_CODES
+    return np.clip(rate, STEP_CODES, 15_000).astype(np.int16)
+
+
+def _between(knots: NDArray[np.float32], spacing: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """A field between knots, bilinearly."""
+    for axis, size in enumerate(shape):
+        place = np.arange(size, dtype=np.float32) / spacing
+        low = place.astype(int)
+        share = (place - low).reshape((-1, 1) if axis == 0 else (1, -1))
+        knots = np.take(knots, low, axis) * (1 - share) + np.take(knots, low + 1, axis) * share
+    return knots
+
+
+def write_wet(path: Path, shape: tuple[int, int], frames: int, step_minutes: int) -> Path:
+    """A new store like that of `write_storms`, with rain in every cell that moves east, one chunk a frame."""
+    times = START + np.arange(frames) * np.timedelta64(step_minutes, "m")
+    axes = {
+        axis: (axis, cells * 1000.0, {"units": "m", "standard_name": f"projection_{axis}_coordinate"})
+        for axis, cells in (("y", np.arange(shape[0])[::-1]), ("x", np.arange(shape[1])))
+    }
+    attributes = {"standard_name": "lwe_precipitation_rate", "units": "mm h-1", "scale_factor": SCALE_FACTOR}
+    first = wet_codes(shape)
+    rain = np.stack([np.roll(first, SHIFT * frame, 1) for frame in range(frames)])
+    variable = (("time", "y", "x"), rain, attributes | {"_FillValue": FILL_VALUE, "no_echo_value": 0.0})
+    ds = xr.Dataset({"precip_rate": variable}, {"time": times, **axes})
+    ds.to_zarr(path, encoding={"precip_rate": {"chunks": (1, *shape)}}, zarr_format=3, consolidated=False)
+    return path
+
+
+def write_archive(path: Path, store: Path, variable: str, frames: int) -> Path:
+    """A new store with the frames of another one again and again, at the same steps, one chunk a frame."""
+    source = xr.open_zarr(store, mask_and_scale=False)
+    times, array = source.time.values, zarr.open_array(str(store / variable), mode="r")
+    longer = times[0] + np.arange(frames) * (times[1] - times[0])
+    rest = source.drop_vars(variable).drop_vars("time").assign_coords(time=longer)
+    rest.to_zarr(path, zarr_format=3, consolidated=False)
+    target = zarr.open_group(str(path)).create_array(
+        variable,
+        shape=(frames, *array.shape[1:]),
+        chunks=(1, *array.shape[1:]),
+        dtype=array.dtype,
+        fill_value=array.fill_value,
+        attributes=dict(array.attrs),
+        dimension_names=source[variable].dims,
+    )
+    known = [array[n] for n in range(len(times))]
+    for frame in range(frames):
+        target[frame] = known[frame % len(known)]
+    return path

@@ -1,0 +1,32 @@
+"""The pace of a model and of the cores beside it, as it was measured on this machine; the planner goes by it."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from engines.model import ModelPackage
+from jobs.folders import cache_folder
+from pipelines.planner import Pace
+
+
+def known_pace(package: ModelPackage) -> Pace:
+    """What was measured on this machine for the model, whatever its weights; else that of one H200 with 16 cores."""
+    try:
+        return Pace(**json.loads(_file(package).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return Pace()
+
+
+def keep_pace(package: ModelPackage, pace: Pace) -> Path:
+    """Writes what was measured, whole or not at all."""
+    file = _file(package)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(asdict(pace)))
+    os.replace(draft, file)
+    return file
+
+
+def _file(package: ModelPackage) -> Path:
+    return cache_folder() / "pace" / f"{package.graph_sha256}.json"

@@ -1,0 +1,196 @@
+"""The benchmark of throughput: what its floor, its rivals, its stores and its picture are made of."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.floor import PARTS, Bare, Coding, Floor, floor_of, stack
+from benchmarks.rivals import EngineTask, bounds, load_task
+from benchmarks.sampler import Sample, Sampler, mean
+from benchmarks.throughput import QUICK, Bench, Ran, Report, run_section
+from benchmarks.timeline import LANES, busy_share, draw_timeline, rows_of
+from benchmarks.wet import STEP_CODES, wet_codes, write_archive, write_wet
+from jobs.trace import DRIVER, Activity
+from pipelines.product import InputSpec, Last
+from pipelines.source import Source, open_source
+from pipelines.spans import Span
+from pipelines.storms import write_storms
+
+times = st.integers(0, 1000).map(lambda n: n / 8)
+floors = st.builds(Floor, times, times, times, times, st.integers(1, 50))
+
+
+@given(floors)
+def test_a_floor_is_its_longest_part_and_a_block_of_the_others(floor: Floor) -> None:
+    longest, together = max(floor.parts.values()), sum(floor.parts.values())
+    assert floor.parts[floor.bound] == floor.busy == longest
+    assert longest <= floor.seconds <= together + 1e-9
+    assert tuple(floor.parts) == PARTS
+
+
+@given(times, times)
+def test_a_floor_of_one_block_is_everything_in_turn(gpu: float, cores: float) -> None:
+    assert Floor(gpu, 0.0, cores, 0.0, 1).seconds == pytest.approx(gpu + cores)
+
+
+@pytest.mark.parametrize("wrong", [(-1.0, 0.0, 0.0, 0.0, 1), (0.0, 0.0, 0.0, 0.0, 0)])
+def test_a_floor_of_nonsense_is_refused(wrong) -> None:
+    with pytest.raises(ValueError, match="negative time or no blocks"):
+        Floor(*wrong)
+
+
+def test_the_slower_way_over_the_host_link_counts_and_cores_share_the_coding() -> None:
+    bare = Bare(gpu=0.5, core=0.0, enqueue=0.0, around=0.0, in_row=0.5, bytes_in=10, bytes_out=80)
+    coding = Coding(read=1.0, decode=1.0, pack=2.0, compress=4.0, disk=0.25)
+    floor = floor_of(bare, coding, batches=4, link=(10.0, 20.0), cores=16, blocks=8)
+    assert floor == Floor(gpu=2.0, link=16.0, cores=0.5, disk=0.25, blocks=8)
+
+
+def test_without_a_gpu_the_cores_infer_and_no_link_is_crossed() -> None:
+    bare = Bare(gpu=0.0, core=3.0, enqueue=0.0, around=0.0, in_row=3.0, bytes_in=10, bytes_out=80)
+    floor = floor_of(bare, Coding(0.5, 0.5, 0.5, 0.5, 0.0), batches=2, link=(1.0, 1.0), cores=2, blocks=1)
+    assert (floor.gpu, floor.link, floor.cores) == (0.0, 0.0, 4.0)
+
+
+@given(st.integers(1, 7), st.integers(1, 5))
+def test_batches_are_full_however_few_tiles_there_are(tiles: int, batch: int) -> None:
+    batches = stack([np.full((2, 3, 4), n, np.float32) for n in range(tiles)], batch, "float16")
+    assert {b.shape for b in batches} == {(batch, 2, 3, 4)}
+    assert {b.dtype for b in batches} == {np.dtype("float16")}
+
+
+def test_the_blocks_of_a_rival_survive_the_way_through_its_file(tmp_path: Path) -> None:
+    cut = [(0, 4, 0, 5), (0, 8, 0, 8)], [(4, 8, 0, 5), (0, 8, 0, 8)]
+    task = EngineTask(
+        "s", "v", [[0, 1]], -1, "t", "m", 2, None, None, (8, 5), (4, 5), 2, 2, (8, 5), 2, blocks=[list(cut)], batch=3
+    )
+    task.save(tmp_path / "rivals.json")
+    found = load_task(tmp_path)
+    assert (found.batch, found.chunk) == (3, (8, 5))
+    assert bounds(found.blocks[0]) == (0, 8, 0, 5)
+
+
+def open_frames(path: Path) -> Source:
+    return open_source(InputSpec(store=str(path), variable="precip_rate", history=Last(last=2)))
+
+
+def codes_of(path: Path) -> np.ndarray:
+    return xr.open_zarr(path, mask_and_scale=False, consolidated=False).precip_rate.values
+
+
+def test_every_cell_of_the_wet_store_is_wet_in_every_frame(tmp_path: Path) -> None:
+    write_wet(tmp_path / "wet.zarr", (64, 80), 3, 5)
+    rain = codes_of(tmp_path / "wet.zarr")
+    assert rain.min() >= STEP_CODES
+    assert (rain % STEP_CODES == 0).all()
+    assert (rain[0] != rain[1]).any()
+    assert len(np.unique(wet_codes((64, 80)))) > 20
+    assert open_frames(tmp_path / "wet.zarr").grid.shape == (64, 80)
+
+
+def test_an_archive_repeats_the_frames_of_its_store(tmp_path: Path) -> None:
+    write_storms(tmp_path / "storms.zarr", (48, 64), 3)
+    write_archive(tmp_path / "archive.zarr", tmp_path / "storms.zarr", "precip_rate", 8)
+    few, many = (open_frames(tmp_path / name) for name in ("storms.zarr", "archive.zarr"))
+    assert len(many.times) == 8
+    assert set(np.diff(many.times)) == set(np.diff(few.times))
+    np.testing.assert_array_equal(codes_of(Path(many.store)), codes_of(Path(few.store))[np.arange(8) % 3])
+    assert few.encoding == many.encoding
+
+
+spans = st.builds(lambda start, length: Span("infer", start, start + length, "a"), times, times)
+
+
+@given(st.lists(spans, max_size=8))
+def test_a_busy_share_counts_no_moment_twice_and_none_outside(some: list[Span]) -> None:
+    activities = [Activity("worker-0", span) for span in some]
+    grid = np.arange(0, 100, 0.125) + 0.0625
+    busy = np.any([(s.start < grid) & (grid < s.end) for s in some], 0) if some else np.zeros(grid.size)
+    assert busy_share(activities, "infer", 0.0, 100.0) == pytest.approx(busy.mean())
+    assert busy_share(activities, "read", 0.0, 100.0) == 0
+
+
+def test_a_busy_share_of_no_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="no stretch of time"):
+        busy_share([], "infer", 1.0, 1.0)
+
+
+def test_the_driver_is_drawn_first_and_workers_in_their_order(tmp_path: Path) -> None:
+    names = ["worker-10", "worker-2", DRIVER]
+    some = [Activity(name, Span("infer", n, n + 1.0, "main"), n) for n, name in enumerate(names)]
+    assert [process for process, _ in rows_of(some)] == [DRIVER, "worker-2", "worker-10"]
+    samples = [Sample(n / 4, 0.5, 1e6, None, None, None) for n in range(12)]
+    draw_timeline(tmp_path / "cycle.png", "three spans", some, samples)
+    assert (tmp_path / "cycle.png").read_bytes().startswith(b"\x89PNG")
+    assert [lane.name for lane in LANES if lane.read(samples[0]) is not None] == ["cores %", "disk MB/s"]
+
+
+def test_a_timeline_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no activities"):
+        draw_timeline(tmp_path / "cycle.png", "", [], [])
+
+
+def test_a_sampler_looks_while_something_runs_and_no_longer() -> None:
+    with Sampler(0.001) as sampler:
+        while len(sampler.samples) < 3:
+            pass
+    known = len(sampler.samples)
+    assert [s.time for s in sampler.samples] == sorted(s.time for s in sampler.samples)
+    assert all(0 <= s.cores <= 1 for s in sampler.samples)
+    assert len(sampler.samples) == known
+
+
+def test_a_mean_leaves_out_what_could_not_be_read() -> None:
+    assert mean([None, 1.0, 3.0]) == 2.0
+    assert mean([None]) is None
+
+
+def test_the_first_lap_is_cold_and_not_counted() -> None:
+    ran = Ran(facts=[{"seconds": 9.0}, {"seconds": 1.0}, {"seconds": 3.0}, {"seconds": 2.0}])
+    assert ran.median == 2.0
+    assert ran.typical == 3
+
+
+def test_a_section_that_fails_says_so_and_the_next_one_runs(tmp_path: Path, capsys) -> None:
+    bench, report = Bench(tmp_path, None, QUICK, [1], False, {}), Report(tmp_path)
+
+    def broken(bench):
+        """Breaks."""
+        yield "one line"
+        raise RuntimeError("out of luck")
+
+    def whole(bench):
+        """Works."""
+        yield "another line"
+
+    for section in (broken, whole):
+        run_section(section, bench, report, 60)
+    said = capsys.readouterr().out
+    assert (tmp_path / "report.md").read_text() == said
+    for text in ("### Breaks.", "one line", "FAILED", "out of luck", "### Works.", "another line"):
+        assert text in said
+
+
+def test_a_section_that_hangs_is_ended(tmp_path: Path, capsys) -> None:
+    def endless(bench):
+        """Never ends."""
+        yield "begun"
+        while True:
+            pass
+
+    run_section(endless, Bench(tmp_path, None, QUICK, [1], False, {}), Report(tmp_path), 1)
+    assert "TimeoutError: the section took longer" in capsys.readouterr().out
+
+
+def test_the_product_of_a_case_takes_settings_and_cuts_its_grid(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
+    bench = Bench(tmp_path, None, QUICK, [1], False, {"tiling": {"tile": [128, 128]}})
+    case = bench.case("fmi")
+    assert case.prepared.plan.tiling.tile == (128, 128)
+    assert yaml.safe_load((case.folder / "product.yaml").read_text())["tiling"] == {"tile": [128, 128]}
+    assert bench.case("fmi") is case
