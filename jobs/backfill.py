@@ -184,7 +184,7 @@ def run_backfill(
         work.tally,
         monotonic() - start,
         str(work.ledger.folder),
-        _note(prepared),
+        _note(prepared, times[0]),
     )
 
 
@@ -275,13 +275,14 @@ def as_row(report: CycleReport) -> Row:
     )
 
 
-def _note(prepared: Prepared) -> str:
-    keep = prepared.product.output.keep
-    if keep is None:
+def _note(prepared: Prepared, first: np.datetime64) -> str:
+    """A warning that cycles will not stay, if they will not."""
+    keep, newest = prepared.product.output.keep, prepared.source.times[-1]
+    if keep is None or first >= newest - np.timedelta64(keep):
         return ""
     return (
-        f"output.keep is {format_duration(keep)}: the next `squall run` of this product removes older cycles, also "
-        "these; a hindcast that is to stay needs an output.store of its own"
+        f"output.keep is {format_duration(keep)}: the next `squall run` of this product removes cycles that are older; "
+        "a hindcast that is to stay needs an output.store of its own"
     )
 
 

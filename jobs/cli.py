@@ -128,9 +128,12 @@ def run(
 @main.command(epilog=_BACKFILL_EXIT_CODES)
 @product_file
 @overrides
-@click.option("--from", "start", type=Time(), help="First reference time, UTC; as early as the store allows.")
-@click.option("--to", "stop", type=Time(), help="Last reference time, UTC; as late as the store allows.")
-@click.option("--every", type=Step(), help="Time from one cycle to the next, counted from the first; every frame.")
+@click.option("--from", "start", type=Time(), show_default="as early as the store allows",
+              help="First reference time, UTC.")  # fmt: skip
+@click.option("--to", "stop", type=Time(), show_default="as late as the store allows",
+              help="Last reference time, UTC.")  # fmt: skip
+@click.option("--every", type=Step(), show_default="every frame",
+              help="Time from one cycle to the next, counted from the first.")  # fmt: skip
 @click.option("--replace", is_flag=True, help="Publish revisions of cycles that are published already.")
 @as_json
 @ends_clearly

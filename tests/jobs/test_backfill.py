@@ -215,6 +215,7 @@ def test_old_cycles_stay_when_a_backfill_makes_them_and_the_report_says_for_how_
     report = fill(ready, "output.keep=10min")
     assert published(product) == TIMES
     assert "output.keep is 10min" in report.note
+    assert fill(ready, "output.keep=20min").note == ""
 
 
 @pytest.mark.ray

@@ -170,9 +170,9 @@ def test_a_backfill_says_what_it_made_and_what_failed(product):
     assert (report["tally"]["published"], report["tally"]["failed"]) == (3, 0)
     frame = product.parent / "radar.zarr" / "precip_rate" / "c" / "5" / "0" / "0"
     frame.write_bytes(b"torn")
-    done = squall("backfill", product, "output.keep=1h")
+    done = squall("backfill", product, "output.keep=10min")
     assert done.exit_code == Exit.GAPS, done.output
-    for text in ("1 published, 3 already, 1 failed", "failed 2024-06-01T12:25:00Z", "output.keep is 60min", "ledger"):
+    for text in ("1 published, 3 already, 1 failed", "failed 2024-06-01T12:25:00Z", "output.keep is 10min", "ledger"):
         assert text in done.output
 
 
