@@ -25,17 +25,24 @@ Exit codes: 0 every cycle is published, 1 failed, or no cycle could be made, 2 w
 
 
 class Time(click.ParamType[Any]):
-    """A reference time in UTC, or `latest`."""
+    """A reference time in UTC; where it is allowed also `latest`, which becomes None."""
 
     name = "time"
 
+    def __init__(self, or_latest: bool = False) -> None:
+        self._or_latest = or_latest
+
     def convert(self, value: Any, param: Any, ctx: Any) -> np.datetime64 | None:
-        if value is None or value == "latest":
+        if self._or_latest and value == "latest":
             return None
         try:
-            return np.datetime64(value.removesuffix("Z"), "ns")
+            time = np.datetime64(value.removesuffix("Z"), "ns")
         except ValueError:
-            self.fail(f"{value!r} is no time; write latest or UTC such as 2016-09-28T15:30Z", param, ctx)
+            time = np.datetime64("NaT")
+        if np.isnat(time):
+            words = "latest or UTC" if self._or_latest else "UTC"
+            self.fail(f"{value!r} is no time; write {words} such as 2016-09-28T15:30Z", param, ctx)
+        return time
 
 
 class Step(click.ParamType[Any]):
@@ -75,7 +82,9 @@ def main() -> None:
 @main.command(epilog=_EXIT_CODES)
 @product_file
 @overrides
-@click.option("--time", type=Time(), default="latest", show_default=True, help="Reference time in UTC, or latest.")
+@click.option(
+    "--time", type=Time(or_latest=True), default="latest", show_default=True, help="Reference time in UTC, or latest."
+)
 @click.option("--replace", is_flag=True, help="Publish a revision if the cycle is published already.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw observed past and forecast into this PNG.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write what ran when to this JSON; see ui.perfetto.dev.")

@@ -148,6 +148,8 @@ def test_a_run_is_drawn_listed_inspected_and_verified(product, tmp_path):
     ("options", "code", "says"),
     [
         (["--from", "noon"], Exit.USAGE, "2016-09-28T15:30Z"),
+        (["--to", "latest"], Exit.USAGE, "write UTC such as"),
+        (["--to", "NaT"], Exit.USAGE, "write UTC such as"),
         (["--every", "10"], Exit.USAGE, "has no unit|is no duration"),
         (["--every", "0min"], Exit.BAD_CONFIGURATION, "at least 1"),
         (["--every", "7min"], Exit.BAD_CONFIGURATION, "such as 5s|such as 300s"),
