@@ -18,7 +18,7 @@ import numpy as np
 import ray
 
 from jobs.drive import Drive
-from jobs.hindcast import Group, GroupResult, Order, failed_reports
+from jobs.hindcast import Group, GroupResult, Order, given_up_reports
 from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
 from jobs.pool import Pool, cluster_resources, connect, disconnect
@@ -210,7 +210,7 @@ class Work:
         self._settle(result.reports)
 
     def gave_up(self, group: Group, reason: str) -> None:
-        self._settle(failed_reports(self._product, group, reason))
+        self._settle(given_up_reports(self._store, self._product, group, reason))
 
     def _open_cycles(self) -> Iterator[tuple[np.datetime64, int | None]]:
         """Reference times to be made and the revisions that stand; those published are counted, or made again."""

@@ -1,6 +1,5 @@
 """Whole cycles in one worker, one after the other or a few at once: the worker's part of a backfill."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.make import CycleReport, Filled, Status, describe_cycle, make_cycle
-from pipelines.cycles import find_cycle
+from pipelines.cycles import PublishedCycle, find_cycle
 from pipelines.errors import AlreadyPublishedError, IncompleteError, InputError
 from pipelines.history import History, Inputs
 from pipelines.run import Forecaster, run_block
@@ -90,9 +89,9 @@ class Hindcast:
     def _make(self, reference_time: np.datetime64, revision: int | None) -> CycleReport:
         product = self._order.prepared.product
         report = partial(CycleReport, product.name, reference_time)
-        found = find_cycle(product.output.store, product.name, reference_time)
-        if (None if found is None else found.revision) != revision:
-            return report(Status.ALREADY, "" if found is None else found.path)
+        made = _made_meanwhile(product.output.store, product.name, reference_time, revision)
+        if made is not None:
+            return report(Status.ALREADY, made.path)
         try:
             return self._publish(reference_time)
         except AlreadyPublishedError as error:
@@ -115,6 +114,21 @@ class Hindcast:
         return Filled([replace(result, engine=self._engine) for result in results])
 
 
-def failed_reports(product: str, group: Group, reason: str) -> Sequence[CycleReport]:
-    """The reports of a group that was given up."""
-    return [CycleReport(product, time, Status.FAILED, "", note=reason) for time in group.reference_times]
+def given_up_reports(store: str, product: str, group: Group, reason: str) -> list[CycleReport]:
+    """The reports of a group that was given up: what its workers had published before they died stands."""
+    pairs = zip(group.reference_times, group.revisions, strict=True)
+    made = [(time, _made_meanwhile(store, product, time, revision)) for time, revision in pairs]
+    return [
+        CycleReport(product, time, Status.FAILED, "", note=reason)
+        if found is None
+        else CycleReport(product, time, Status.ALREADY, found.path)
+        for time, found in made
+    ]
+
+
+def _made_meanwhile(
+    store: str, product: str, reference_time: np.datetime64, revision: int | None
+) -> PublishedCycle | None:
+    """The published cycle, if it is another revision than the one that stood before."""
+    found = find_cycle(store, product, reference_time)
+    return None if found is None or found.revision == revision else found

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jobs.backfill import MOST_CYCLES, Wanted, Work, backfill, next_size, outcome_of, run_backfill
 from jobs.cycle import run_cycle
 from jobs.drive import Drive
-from jobs.hindcast import GroupResult
+from jobs.hindcast import Group, GroupResult
 from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
 from jobs.pool import Pool, Resources, cluster_resources, connect, disconnect
@@ -156,6 +156,16 @@ def test_killing_a_worker_on_the_way_changes_nothing_in_the_published_bytes(read
     assert not victims
     assert report.tally.failed == 0
     assert stores_of(product) == calm
+
+
+@pytest.mark.ray
+def test_of_a_group_that_was_given_up_only_what_does_not_stand_has_failed(ready, product):
+    prepared, pool = ready()
+    run_backfill(prepared, pool, every_frame(prepared)[:2])
+    work = Work(prepared, every_frame(prepared), False, lambda tally: None)
+    work.gave_up(Group(tuple(TIMES[1:4]), (None,) * 3), "worker-0 died; worker-1 died")
+    assert (work.tally.already, work.tally.failed) == (1, 2)
+    assert work.tally.failures == [(time, "worker-0 died; worker-1 died") for time in TIMES[2:4]]
 
 
 @pytest.mark.ray
