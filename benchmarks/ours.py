@@ -1,6 +1,5 @@
 """squall as the benchmark runs it, and the limit: its engine on the same tiles and nothing else."""
 
-import importlib.util
 import mmap
 import multiprocessing
 import shutil
@@ -13,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from engines.ort import OrtEngine
+from jobs.backfill import run_backfill
 from jobs.cycle import run_cycle
 from jobs.pool import Pool, Resources, cluster_resources, connect
-from jobs.prepare import Loaded, Prepared, load, prepare
+from jobs.prepare import Prepared, load, prepare
 from jobs.trace import Activity
+from pipelines.cycles import newest_cycle
+from pipelines.frames import Times
 from pipelines.reuse import constant_key
 from pipelines.source import Cycle, find_inputs
 from pipelines.spans import Span
-
-HAS_BACKFILL = importlib.util.find_spec("jobs.backfill") is not None
-IN_FLIGHT = "in_flight"  # file beside a product: cycles that a worker of a backfill makes at the same time
 
 Start = Callable[[int, Path], Callable[[], dict[str, Any]]]
 
@@ -63,45 +62,31 @@ def activities_from(facts: dict[str, Any]) -> list[Activity]:
 
 
 def backfill(folder: Path) -> Start:
-    """Many cycles of a product on warm workers, as `squall backfill` makes them; the number is how many.
-
-    Where there is no backfill, one cycle is made after the other.
-    """
-    prepared, pool, times = _open(folder, prepare_many)
-    in_flight = int((folder / IN_FLIGHT).read_text())
+    """Many cycles of a product on warm workers, as `squall backfill` makes them; the number is how many."""
+    prepared, pool, times = _open(folder, whole_cycles=True)
+    output = prepared.product.output
 
     def start(number: int, path: Path) -> Callable[[], dict[str, Any]]:
-        shutil.rmtree(prepared.product.output.store, ignore_errors=True)
+        shutil.rmtree(output.store, ignore_errors=True)
         return partial(run, np.array(times[:number]))
 
-    def run(some: np.ndarray) -> dict[str, Any]:
-        if not HAS_BACKFILL:
-            reports = [run_cycle(prepared, pool, time) for time in some]
-            tiles = {"run": sum(r.tiles_run for r in reports), "reused": sum(r.tiles_reused for r in reports)}
-            return {"cycles": len(some), "how": "one cycle after the other", **tiles}
-        from jobs.backfill import run_backfill
-
-        tally = run_backfill(prepared, pool, some, cycles_in_flight=in_flight).tally
-        if tally.published != len(some):
-            raise RuntimeError(f"{tally.published} of {len(some)} cycles were published: {tally.failures}")
-        tiles = {"run": tally.tiles_run, "reused": tally.tiles_reused}
-        return {"cycles": len(some), "how": f"backfill, {in_flight} cycles in flight in each worker", **tiles}
+    def run(some: Times) -> dict[str, Any]:
+        tally = run_backfill(prepared, pool, some).tally
+        if tally.published < len(some):
+            raise RuntimeError(f"{len(some) - tally.published} of {len(some)} cycles failed: {tally.failures}")
+        newest = newest_cycle(output.store, prepared.product.name)
+        how = f"backfill, {prepared.cycles_in_flight} in flight"
+        facts = {"cycles": tally.published, "how": how, "workers": prepared.workers}
+        return facts | {"run": tally.tiles_run, "reused": tally.tiles_reused, "path": newest.path if newest else ""}
 
     return start
 
 
-def prepare_many(loaded: Loaded, resources: Resources) -> Prepared:
-    """As a backfill prepares a product: its workers make whole cycles."""
-    return prepare(loaded, resources, whole_cycles=True) if HAS_BACKFILL else prepare(loaded, resources)
-
-
-def _open(
-    folder: Path, prepare: Callable[[Loaded, Resources], Prepared] = prepare
-) -> tuple[Prepared, Pool, list[np.datetime64]]:
+def _open(folder: Path, whole_cycles: bool = False) -> tuple[Prepared, Pool, list[np.datetime64]]:
     """A product on warm workers, and the reference times that its store has frames for."""
     loaded = load(folder / "product.yaml", [])
     connect()
-    prepared = prepare(loaded, cluster_resources())
+    prepared = prepare(loaded, cluster_resources(), whole_cycles)
     return prepared, Pool(prepared.setup, prepared.workers, prepared.gpu), usable_times(prepared)
 
 

@@ -33,7 +33,7 @@ import yaml
 from benchmarks.contender import Contender
 from benchmarks.cycle import Store, make_task
 from benchmarks.floor import Bare, Floor, floor_of, measure_bare, measure_coding, measure_link, stack
-from benchmarks.ours import IN_FLIGHT, activities_from, prepare_many, tensors, usable_times
+from benchmarks.ours import activities_from, tensors, usable_times
 from benchmarks.rivals import EngineTask
 from benchmarks.sampler import Gpus, Sample, Sampler, mean
 from benchmarks.timeline import busy_share, draw_timeline
@@ -129,7 +129,6 @@ class Bench:
     gpus: list[int]
     soak: bool
     settings: dict[str, Any]
-    in_flight: int = 1
     record: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, Supplied] = field(default_factory=dict)
     bares: dict[str, Bare] = field(default_factory=dict)
@@ -180,7 +179,7 @@ class Bench:
         if name not in self.cases:
             file = self._write(name, self.store(grid), width * self.sizes.width)
             loaded, here = load(file, []), Resources(min(1, cuda.device_count()), self.cores)
-            self.cases[name] = Case(name, file.parent, (prepare_many if many else prepare)(loaded, here))
+            self.cases[name] = Case(name, file.parent, prepare(loaded, here, whole_cycles=many))
         return self.cases[name]
 
     def _write(self, name: str, store: Store, width: int) -> Path:
@@ -205,7 +204,6 @@ class Bench:
         }
         file = folder / "product.yaml"
         file.write_text(yaml.safe_dump(product | self.settings))
-        (folder / IN_FLIGHT).write_text(str(self.in_flight))
         return file
 
     def engine(self, case: Case) -> Supplied:
@@ -596,7 +594,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gpus", nargs="+", type=int, default=[1], help="numbers of GPUs to compare, such as 1 2")
     parser.add_argument("--soak", action="store_true", help="500 cycles in the section leak, not 50")
     parser.add_argument("--product", default="{}", help='more of the product as YAML, such as "{tiling: {batch: 4}}"')
-    parser.add_argument("--in-flight", type=int, default=1, help="cycles that a worker of a backfill makes at once")
     parser.add_argument("--limit", type=int, default=400, help="seconds that a section may take")
     return parser.parse_args()
 
@@ -611,7 +608,7 @@ def main() -> None:
         raise SystemExit("--quick makes small storms; it does not go with --data")
     sizes, settings = (QUICK, CUT) if arguments.quick else (FULL, {})
     settings = settings | yaml.safe_load(arguments.product)
-    bench = Bench(home, arguments.data, sizes, arguments.gpus, arguments.soak, settings, arguments.in_flight)
+    bench = Bench(home, arguments.data, sizes, arguments.gpus, arguments.soak, settings)
     report, environment = Report(home), describe_environment()
     frames = "real frames" if arguments.data else "storms"
     facts = environment.describe() | {name: importlib.metadata.version(name) for name in ("zarr", "ray")}

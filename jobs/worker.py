@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from engines.base import DeviceLostError, Engine, EngineError
 from engines.spec import Shape
 from jobs.engine import EngineOrder, describe_engine, open_engine
+from jobs.hindcast import Group, GroupResult, Hindcast, Order
 from pipelines.run import BlockResult, Forecaster, Lane, OpenLane, Read, run_block
 from pipelines.sink import Draft
 from pipelines.source import Cycle, Part, Source, cut
@@ -49,6 +51,8 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self._fault: EngineError | None = None
+        self._hindcast: Hindcast | None = None
+        self._lock = Lock()
         try:
             supplied = open_engine(setup.order)
         except EngineError as error:
@@ -78,16 +82,34 @@ class Worker:
         Raises:
             EngineError: the engine could not be opened.
         """
+        with self._at_work():
+            result = run_block(block, self._reader(cycle, frames), self._forecaster, draft)
+            return replace(result, engine=self._engine)
+
+    def make(self, group: Group, order: Order) -> GroupResult:
+        """Make whole cycles of a backfill, from their frames to their publication.
+
+        Raises:
+            EngineError: the engine could not be opened.
+        """
+        with self._at_work():
+            return self._hindcast_of(order).make(group)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
         if self._fault is not None:
             raise self._fault
         try:
-            return self._run(block, cycle, draft, frames)
+            yield
         except DeviceLostError as error:
             _end_actor(error)
             raise
 
-    def _run(self, block: Block, cycle: Cycle, draft: Draft, frames: Sequence[Source | Part]) -> BlockResult:
-        return replace(run_block(block, self._reader(cycle, frames), self._forecaster, draft), engine=self._engine)
+    def _hindcast_of(self, order: Order) -> Hindcast:
+        with self._lock:
+            if self._hindcast is None or self._hindcast.name != order.name:
+                self._hindcast = Hindcast(order, self._forecaster, self._engine)
+            return self._hindcast
 
     def _reader(self, cycle: Cycle, frames: Sequence[Source | Part]) -> Read:
         parts = [part for part in frames if isinstance(part, Part)]
