@@ -158,6 +158,7 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
         batch=plan.batch,
         mask_from_input=model.coverage == "input",
         blocks_in_flight=min(flight.blocks, GROUPS_IN_FLIGHT) if whole_cycles else flight.blocks,
+        workers_per_gpu=crew.per_gpu,
     )
     return Prepared(
         product,
@@ -185,7 +186,7 @@ def choose_plan(
         ConfigError: nothing fits; names the number that is in the way.
     """
     layout = choose_layout(source.grid.shape, len(product.leads), product.output)
-    crew = resources.crew(_count(product.workers), _count(product.blocks_in_flight))
+    crew = resources.crew(_count(product.workers), _count(product.blocks_in_flight), _count(product.workers_per_gpu))
     cutting = replace(crew, workers=1) if whole_cycles and crew.shared else crew
     return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, cutting, pace)
 

@@ -31,6 +31,7 @@ class Setup:
 
     Attributes:
         blocks_in_flight: blocks that a worker makes at the same time, each in a thread of its own.
+        workers_per_gpu: workers that share a GPU.
     """
 
     order: EngineOrder
@@ -41,6 +42,7 @@ class Setup:
     batch: int
     mask_from_input: bool
     blocks_in_flight: int = 1
+    workers_per_gpu: int = 1
 
 
 class Worker:
