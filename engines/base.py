@@ -7,13 +7,14 @@ EngineError
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.spec import TensorSpec
+from engines.spec import Shape, TensorSpec
 
 
 class EngineError(Exception):
@@ -32,9 +33,33 @@ class OutOfMemoryError(InferenceError):
     """The batch does not fit into memory; a smaller one may."""
 
 
+class Lane(Protocol):
+    """Room for one batch on its way through an engine; for one thread at a time.
+
+    Attributes:
+        given: (n, channel, h, w), dtype of the engine's input; to be filled by the caller before each `run`.
+    """
+
+    @property
+    def given(self) -> NDArray[Any]: ...
+
+    def run(self) -> NDArray[Any]:
+        """The forecast (n, lead, h, w) of what was given, dtype of the engine's output.
+
+        It may be a view of memory that the lane keeps: good until the next `run`, or until the lane is given back.
+
+        Raises:
+            InferenceError: the runtime refused or failed; names the shape.
+        """
+        ...
+
+
 @runtime_checkable
 class Engine(Protocol):
-    """A loaded, ready-to-run model: tiles in, tiles out."""
+    """A loaded, ready-to-run model: tiles in, tiles out.
+
+    Several threads may use one engine at once, each in a lane of its own and in no more than one.
+    """
 
     @property
     def specs(self) -> tuple[TensorSpec, TensorSpec]:
@@ -49,7 +74,15 @@ class Engine(Protocol):
         """
         ...
 
-    def warm(self, shape: tuple[int, int, int, int]) -> None:
+    def lane(self, shape: Shape) -> AbstractContextManager[Lane]:
+        """A lane for batches (n, channel, h, w) of this shape; waits while all lanes are taken.
+
+        Raises:
+            InferenceError: no batch of this shape fits, or the engine is closed.
+        """
+        ...
+
+    def warm(self, shape: Shape) -> None:
         """Run once on zeros of this shape, so that the first real batch pays for nothing."""
         ...
 

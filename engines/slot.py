@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Engine, EngineError, InferenceError
+from engines.base import Engine, EngineError, InferenceError, Lane
 from engines.spec import Shape, TensorSpec
 
 Check = Callable[[Engine], str | None]
@@ -51,6 +52,21 @@ class Result:
 
     version: str
     values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SlotLane:
+    """A lane of the engine that was active when it was taken, with its version."""
+
+    version: str
+    inner: Lane
+
+    @property
+    def given(self) -> NDArray[Any]:
+        return self.inner.given
+
+    def run(self) -> NDArray[Any]:
+        return self.inner.run()
 
 
 class Standby(StrEnum):
@@ -121,7 +137,8 @@ class Slot:
     """An `Engine` that can be exchanged while it works; safe to use from several threads.
 
     A batch runs from start to end in one engine. A swap waits for the batches in flight and holds back new ones; so
-    before it every result is of the former version, after it of the new one, and none fails.
+    before it every result is of the former version, after it of the new one, and none fails. A lane counts as a batch
+    in flight from when it is taken until it is given back.
 
     Args:
         first: loaded at once and not checked.
@@ -163,6 +180,12 @@ class Slot:
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.infer(batch).values
+
+    @contextmanager
+    def lane(self, shape: Shape) -> Iterator[SlotLane]:
+        """A lane of the active engine; waits while a swap is under way, and no swap happens until it is given back."""
+        with self._batch() as active, active.engine.lane(shape) as inner:
+            yield SlotLane(active.candidate.version, inner)
 
     def warm(self, shape: Shape) -> None:
         with self._batch() as active:
@@ -338,6 +361,11 @@ class _Polite:
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         with self._alone():
             return self._engine(batch)
+
+    @contextmanager
+    def lane(self, shape: Shape) -> Iterator[Lane]:
+        with self._alone(), self._engine.lane(shape) as inner:
+            yield inner
 
     def warm(self, shape: Shape) -> None:
         with self._alone():

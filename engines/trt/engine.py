@@ -2,8 +2,10 @@
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from engines import cuda
 from engines.base import EngineError, InferenceError, Split
 from engines.cuda import DeviceBuffer, Stream
-from engines.spec import Profile, TensorSpec, to_shape
+from engines.spec import Profile, Shape, TensorSpec, to_shape
 from engines.trt.builder import Journal
 from engines.trt.lane import Lane, Streams
 from engines.trt.refit import refit
@@ -53,7 +55,7 @@ class TensorRTEngine:
         self._surface = load_surface(module)
         cuda.require_device(f"running an engine with {self._surface.flavour} {self._surface.version}")
         cuda.select(device)
-        self._device = device
+        self._device, self._turn = device, threading.Lock()
         with ExitStack() as owned:  # gives everything back if loading fails half way
             self._journal = Journal(log_to(log))
             self._logger = self._surface.new_logger(self._journal)
@@ -137,7 +139,13 @@ class TensorRTEngine:
         self._must(self._context.execute_async_v3(stream.handle), "execute_async_v3")
         return returned
 
-    def warm(self, shape: tuple[int, int, int, int]) -> None:
+    @contextmanager
+    def lane(self, shape: Shape) -> Iterator["_Single"]:
+        """The engine's one lane, for batches of this shape; waits while it is taken."""
+        with self._turn:
+            yield _Single(self, np.zeros(shape, self.specs[0].dtype))
+
+    def warm(self, shape: Shape) -> None:
         """Run once on zeros of this shape, so that the first real batch pays for nothing."""
         self.lend(np.zeros(shape, self.specs[0].dtype))
 
@@ -266,6 +274,15 @@ class TensorRTEngine:
     def _forget_engine(self) -> None:
         self._engine = None
         self._runtime = None
+
+
+@dataclass(frozen=True)
+class _Single:
+    engine: TensorRTEngine
+    given: NDArray[Any]
+
+    def run(self) -> NDArray[Any]:
+        return self.engine.lend(self.given)
 
 
 def _specs(surface: Surface, engine: Any) -> tuple[TensorSpec, TensorSpec]:

@@ -2,7 +2,9 @@
 
 import getpass
 import socket
+from contextlib import contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +67,11 @@ class FakeEngine:
         self.desk.calls.append(self.name)
         self.desk.time += self.seconds * len(batch)
         return (batch * self.factor).astype(batch.dtype)
+
+    @contextmanager
+    def lane(self, shape):
+        given = np.empty(shape, self.specs[0].dtype)
+        yield SimpleNamespace(given=given, run=lambda: self(given))
 
     def warm(self, shape):
         self(np.zeros(shape, self.specs[0].dtype))

@@ -143,6 +143,9 @@ class OneSize:
         assert batch.shape[2:] == self.size
         return self.engine(batch)
 
+    def lane(self, shape):
+        return self.engine.lane(shape)
+
     def warm(self, shape):
         self.engine.warm(shape)
 
