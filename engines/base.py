@@ -6,7 +6,6 @@ EngineError
     └── OutOfMemoryError    the batch does not fit; a smaller one may
 """
 
-from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -135,11 +134,12 @@ class Timed(Protocol):
 
 
 @runtime_checkable
-class Streaming(Protocol):
-    """An engine that works on batches in a row: one is computed while the next comes in and the last goes out."""
+class Overlapping(Engine, Protocol):
+    """An engine that has several batches on their way at once: one comes in, one is computed, one goes out."""
 
-    def map(self, batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-        """The forecasts of batches, in order; each is good until the next one is asked for."""
+    @property
+    def lanes(self) -> int:
+        """How many: more threads than that wait for each other."""
         ...
 
 

@@ -5,13 +5,25 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from engines.base import Split
-from engines.cuda import DeviceBuffer, Event, PinnedBuffer, Stream, copy
+from engines.cuda import DeviceBuffer, Event, Mark, PinnedBuffer, Stream, copy
+
+
+class LaneSize(NamedTuple):
+    """Bytes of the largest input and of the largest output."""
+
+    given: int
+    returned: int
+
+    def holds(self, other: "LaneSize") -> bool:
+        """True if a batch of the other size fits."""
+        return self.given >= other.given and self.returned >= other.returned
+
+    def joined(self, other: "LaneSize") -> "LaneSize":
+        """The smallest size that holds both."""
+        return LaneSize(max(self.given, other.given), max(self.returned, other.returned))
 
 
 @dataclass(frozen=True)
@@ -31,35 +43,45 @@ class Streams:
             stream.synchronize()
 
 
-@dataclass(frozen=True)
-class Lane:
-    """Buffers for the largest batch and its result, allocated once; one batch is in a lane at a time."""
+@dataclass(frozen=True, eq=False)
+class Buffers:
+    """The memory and the marks of one lane, of no engine in particular; one batch is in them at a time."""
 
+    size: LaneSize
     staged_in: PinnedBuffer
     given: DeviceBuffer
     returned: DeviceBuffer
     staged_out: PinnedBuffer
-    arrived: Event
-    computed: Event
-    done: Event
+    arrived: Mark
+    computed: Mark
+    done: Mark
+    _owned: ExitStack
 
     @classmethod
-    def open(cls, given_bytes: int, returned_bytes: int, owned: ExitStack) -> "Lane":
-        """A lane whose memory is given back when `owned` closes."""
-        take = owned.enter_context
-        given = take(PinnedBuffer(given_bytes)), take(DeviceBuffer(given_bytes))
-        returned = take(DeviceBuffer(returned_bytes)), take(PinnedBuffer(returned_bytes))
-        return cls(*given, *returned, take(Event()), take(Event()), take(Event()))
+    def open(cls, size: LaneSize) -> "Buffers":
+        """Buffers of this size.
+
+        Raises:
+            OutOfMemoryError: they do not fit the GPU, or cannot be pinned; nothing is kept.
+        """
+        with ExitStack() as owned:
+            take = owned.enter_context
+            given = take(PinnedBuffer(size.given)), take(DeviceBuffer(size.given))
+            returned = take(DeviceBuffer(size.returned)), take(PinnedBuffer(size.returned))
+            return cls(size, *given, *returned, take(Mark()), take(Mark()), take(Mark()), owned.pop_all())
+
+    def close(self) -> None:
+        """Give everything back; arrays over the pinned memory must not be used afterwards."""
+        self._owned.close()
 
     @property
     def nbytes(self) -> int:
         """Memory that the lane takes on the GPU; as much again is pinned on the host."""
-        return self.given.nbytes + self.returned.nbytes
+        return sum(self.size)
 
-    def send(self, batch: NDArray[Any], streams: Streams) -> None:
-        """Queue the way in; the compute stream will wait for it. The batch may change afterwards."""
-        np.copyto(self.staged_in.array(batch.shape, batch.dtype), batch)
-        copy(self.given, self.staged_in, batch.nbytes, streams.copy_in)
+    def send(self, nbytes: int, streams: Streams) -> None:
+        """Queue the way in; the compute stream will wait for it."""
+        copy(self.given, self.staged_in, nbytes, streams.copy_in)
         self.arrived.record(streams.copy_in)
         streams.compute.wait(self.arrived)
 
@@ -70,29 +92,24 @@ class Lane:
         copy(self.staged_out, self.returned, nbytes, streams.copy_out)
         self.done.record(streams.copy_out)
 
-    def result(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """The result, once it is there: a view of the lane's memory, good until the next batch enters the lane."""
-        self.done.synchronize()
-        return self.staged_out.array(shape, dtype)
-
-    def time(self, batch: NDArray[Any], queue: Callable[[], int], stream: Stream) -> Split:
+    def time(self, nbytes: int, queue: Callable[[], int], stream: Stream) -> Split:
         """How long each part of a batch's way takes on the GPU, one after the other in one stream.
 
         Args:
+            nbytes: of the input.
             queue: queues the inference in that stream; gives the bytes of the result.
         """
-        np.copyto(self.staged_in.array(batch.shape, batch.dtype), batch)
         with ExitStack() as owned:
             marks = [owned.enter_context(Event()) for _ in range(4)]
             owned.callback(stream.synchronize)  # also after an error: the buffers are free again
             marks[0].record(stream)
-            copy(self.given, self.staged_in, batch.nbytes, stream)
+            copy(self.given, self.staged_in, nbytes, stream)
             marks[1].record(stream)
             started = time.perf_counter()
-            nbytes = queue()
+            returned = queue()
             enqueue_seconds = time.perf_counter() - started
             marks[2].record(stream)
-            copy(self.staged_out, self.returned, nbytes, stream)
+            copy(self.staged_out, self.returned, returned, stream)
             marks[3].record(stream)
             marks[3].synchronize()
             h2d, compute, d2h = (later.milliseconds_since(earlier) / 1e3 for earlier, later in pairwise(marks))

@@ -207,16 +207,23 @@ VALUES: dict[str, Any] = {
 
 
 class HostCuda:
-    """The part of `cuda.bindings.runtime` that engines use, over host memory; `fail` names a function and its error."""
+    """The part of `cuda.bindings.runtime` that engines use, over host memory; `fail` names a function and its error.
+
+    What does not fit `limit_bytes` is refused.
+    """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
+    cudaStreamNonBlocking, cudaEventBlockingSync, cudaEventDisableTiming = 1, 1, 2
 
     def __init__(self, devices: int = 1) -> None:
-        self.devices, self.fail, self.blocks, self.handles = devices, {}, {}, set()
+        self.devices, self.fail, self.blocks, self.handles, self.created = devices, {}, {}, set(), 1000
+        self.limit_bytes = 1 << 40
 
     def __getattr__(self, name: str) -> Any:
         def function(*given: Any) -> tuple[Any, ...]:
-            status = SimpleNamespace(name=self.fail.get(name, "cudaSuccess"))
+            is_full = name in ("cudaMalloc", "cudaHostAlloc") and self.taken_bytes + given[0] > self.limit_bytes
+            wrong = "cudaErrorMemoryAllocation" if is_full else "cudaSuccess"
+            status = SimpleNamespace(name=self.fail.get(name, wrong))
             if status.name != "cudaSuccess":
                 return (status, None)
             values = getattr(self, f"_{name}")(*given)
@@ -225,6 +232,11 @@ class HostCuda:
         if not name.startswith("cuda"):
             raise AttributeError(name)
         return function
+
+    @property
+    def taken_bytes(self) -> int:
+        """Device and pinned memory together."""
+        return sum(map(len, self.blocks.values()))
 
     def _cudaGetDeviceCount(self) -> int:
         return self.devices
@@ -248,10 +260,15 @@ class HostCuda:
         return ()
 
     def _new_handle(self) -> int:
-        self.handles.add(len(self.handles) + 1000)
-        return max(self.handles)
+        self.created += 1
+        self.handles.add(self.created)
+        return self.created
 
-    _cudaStreamCreate = _cudaEventCreate = _new_handle
+    def _new_flagged_handle(self, flags: int) -> int:
+        return self._new_handle()
+
+    _cudaEventCreate = _new_handle
+    _cudaStreamCreateWithFlags = _cudaEventCreateWithFlags = _new_flagged_handle
 
     def _drop_handle(self, handle: int) -> tuple[()]:
         self.handles.discard(handle)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from engines.base import Engine, EngineError, InferenceError, OutOfMemoryError
-from engines.cuda import DeviceBuffer
 from engines.trt import engine as engine_module
 from engines.trt.engine import TensorRTEngine
 
@@ -45,29 +44,11 @@ def test_batches_of_any_shape_of_a_profile_come_back_computed(load):
         np.testing.assert_array_equal(engine(noise(*shape)), expected(noise(*shape)))
 
 
-def test_a_result_is_the_callers_own_and_a_lent_one_is_overwritten_by_the_next(load):
+def test_a_result_is_the_callers_own(load):
     engine, first, second = load(), noise(1, 2, 8, 8), noise(2, 2, 8, 8)[:1]
-    kept, lent = engine(first), engine.lend(first)
+    kept = engine(first)
     engine(second)
     np.testing.assert_array_equal(kept, expected(first))
-    np.testing.assert_array_equal(lent, expected(second))
-
-
-def test_batches_in_a_row_come_back_in_order(load):
-    engine, batches = load(), [noise(1 + n % 4, 2, 8 + n, 8) for n in range(8)]
-    for lanes in (1, 2, 3):
-        results = [result.copy() for result in engine.map(batches, lanes)]
-        assert len(results) == 8
-        for batch, result in zip(batches, results, strict=True):
-            np.testing.assert_array_equal(result, expected(batch))
-
-
-def test_a_row_of_batches_that_is_given_up_leaves_the_engine_usable(load):
-    engine = load()
-    batches = engine.map(noise(1, 2, 8, 8) for _ in range(5))
-    next(batches)
-    batches.close()
-    np.testing.assert_array_equal(engine(noise(2, 2, 8, 8)), expected(noise(2, 2, 8, 8)))
 
 
 def test_a_shape_and_the_addresses_are_bound_once(load, surface):
@@ -86,31 +67,11 @@ def test_memory_is_taken_once_and_all_given_back(load, host_cuda):
     blocks, handles = set(host_cuda.blocks), set(host_cuda.handles)
     engine(noise(4, 2, 17, 17))
     assert (set(host_cuda.blocks), set(host_cuda.handles)) == (blocks, handles)
-    assert engine.buffer_bytes == 4 * 17 * 17 * 5 * 4
+    assert (engine.lanes, engine.buffer_bytes) == (3, 3 * 4 * 17 * 17 * 5 * 4)
     engine.close()
     engine.close()
     assert not host_cuda.blocks
     assert not host_cuda.handles
-
-
-def test_engines_may_compute_in_one_shared_block(load, surface, host_cuda):
-    with DeviceBuffer(300) as block:
-        first, second = load(activation=lambda needed: block), load(activation=lambda needed: block)
-        np.testing.assert_array_equal(second(noise(1, 2, 8, 8)), first(noise(1, 2, 8, 8)))
-        first.close()
-        second.close()
-        assert set(host_cuda.blocks) == {block.handle}
-    given = [args for name, args in surface.module.calls if "device_memory" in name and "create" not in name]
-    assert {args[0] for args in given} == {block.handle}
-
-
-def test_a_shared_block_that_is_too_small_is_refused(load, host_cuda):
-    with (
-        DeviceBuffer(100) as block,
-        pytest.raises(EngineError, match="computes in 256 bytes; it was given 100"),
-    ):
-        load(activation=lambda needed: block)
-    assert not host_cuda.blocks
 
 
 @pytest.mark.parametrize(
@@ -160,7 +121,7 @@ def test_an_engine_that_cannot_be_loaded_is_refused(load, surface, host_cuda):
     [
         ("cudaMalloc", "cudaErrorMemoryAllocation", OutOfMemoryError),
         ("cudaHostAlloc", "cudaErrorMemoryAllocation", OutOfMemoryError),
-        ("cudaStreamCreate", "cudaErrorUnknown", InferenceError),
+        ("cudaStreamCreateWithFlags", "cudaErrorUnknown", InferenceError),
     ],
 )
 def test_loading_that_fails_half_way_gives_everything_back(load, host_cuda, function, status, kind):
