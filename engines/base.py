@@ -68,6 +68,8 @@ class Engine(Protocol):
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """The forecast (n, lead, h, w) of a batch (n, channel, h, w), both in model space.
 
+        Half tensors are cast at the border; a lane shows them as they are.
+
         Raises:
             InferenceError: the runtime refused or failed; names the shape.
         """
@@ -88,6 +90,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release memory; the engine cannot be used afterwards."""
         ...
+
+
+def as_given(batch: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """A batch in the dtype of an input; what half cannot hold is infinite, as a cast in the graph would make it."""
+    with np.errstate(over="ignore"):
+        return batch.astype(spec.dtype, copy=False)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from engines import cuda
-from engines.base import Accounted, Engine, Overlapping, Split, Timed
+from engines.base import Accounted, Engine, Overlapping, Split, Timed, as_given
 from engines.bench_report import (
     Batch,
     Difference,
@@ -265,7 +265,7 @@ def _memory(subject: Subject, engine: Engine, load: _Growth, first: _Growth | No
 
 
 def _batch(engine: Engine, shape: Shape, inputs: Inputs) -> Batch:
-    dtype = engine.specs[0].dtype
+    dtype = engine.specs[0].call_dtype
     batch = inputs(shape, dtype)
     if batch.shape != shape or batch.dtype != dtype:
         raise ValueError(f"inputs gave {batch.shape} of {batch.dtype}; expected {shape} of {dtype}")
@@ -358,10 +358,11 @@ def _run_laps(engine: Engine, batch: Batch, seconds: float, most: int, meter: Me
 
 def _run_row(engine: Overlapping, batch: Batch, count: int, meter: Meter) -> float:
     """Seconds a batch, of some that a thread a lane shares; the first one's way in and the last one's out included."""
+    given = as_given(batch, engine.specs[0])
 
     def run(_: int) -> None:
         with engine.lane(to_shape(batch.shape)) as lane:
-            np.copyto(lane.given, batch)
+            np.copyto(lane.given, given)
             lane.run()
 
     with ThreadPoolExecutor(engine.lanes) as pool:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
-from engines.base import Engine, EngineError, InferenceError, ModelError, OutOfMemoryError
+from engines.base import Engine, EngineError, InferenceError, ModelError, OutOfMemoryError, as_given
 from engines.graph import external_files, first_line
 from engines.runtime import BuiltFile
 from engines.spec import BuildSpec, EngineKey, Shape, TensorSpec
@@ -48,7 +48,10 @@ class OrtEngine:
         self.specs = _spec(self._session.get_inputs()[0]), _spec(self._session.get_outputs()[0])
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self.run(batch)
+        given, returned = self.specs
+        if batch.dtype != given.call_dtype:
+            raise InferenceError(f"a batch of {batch.dtype} does not fit the input {given} of {self._model}")
+        return self.run(as_given(batch, given)).astype(returned.call_dtype, copy=False)
 
     @contextmanager
     def lane(self, shape: Shape) -> Iterator["_Lane"]:

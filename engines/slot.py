@@ -343,9 +343,9 @@ class Slot:
 
 
 def _is_alike(ours: TensorSpec, theirs: TensorSpec) -> bool:
-    """True if two tensors have the same type and planes; sizes of tiles may differ."""
+    """True if callers see the same type and planes; sizes of tiles may differ, and half may be cast at the border."""
     (a,), (b,) = ours.shape[1:2], theirs.shape[1:2]
-    return ours.dtype == theirs.dtype and (a == b or None in (a, b))
+    return ours.call_dtype == theirs.call_dtype and (a == b or None in (a, b))
 
 
 class _Polite:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import cuda
-from engines.base import EngineError, InferenceError, Split
+from engines.base import EngineError, InferenceError, Split, as_given
 from engines.cuda import Stream
 from engines.spec import Profile, Shape, TensorSpec, to_shape
 from engines.trt.builder import Journal
@@ -90,8 +90,8 @@ class TensorRTEngine:
         """
         self._refuse_misfit(batch.shape, batch.dtype)
         with self.lane(batch.shape) as lane:
-            np.copyto(lane.given, batch)
-            return lane.run().copy()
+            np.copyto(lane.given, as_given(batch, self.specs[0]))
+            return lane.run().astype(self.specs[1].call_dtype)  # a copy
 
     @contextmanager
     def lane(self, shape: tuple[int, ...]) -> Iterator["TensorRTLane"]:
@@ -128,7 +128,7 @@ class TensorRTEngine:
         """
         self._refuse_misfit(batch.shape, batch.dtype)
         with self.lane(batch.shape) as lane, self._queue() as streams:
-            np.copyto(lane.given, batch)
+            np.copyto(lane.given, as_given(batch, self.specs[0]))
             streams.synchronize()
 
             def queue() -> int:
@@ -232,7 +232,7 @@ class TensorRTEngine:
         """Before anything is queued."""
         if self._is_closed:
             raise InferenceError("the engine is closed")
-        if dtype is not None and dtype != self.specs[0].dtype:
+        if dtype is not None and dtype != self.specs[0].call_dtype:
             raise InferenceError(f"a batch of {dtype} does not fit the input {self.specs[0]}")
         self._choose(shape)
 

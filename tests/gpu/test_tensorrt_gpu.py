@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import cuda, zoo
 from engines.base import Engine, EngineError, InferenceError, OutOfMemoryError
 from engines.ort import OrtEngine
-from engines.precision import describe, to_half, to_int8
+from engines.precision import describe, to_half, to_half_ports, to_int8
 from engines.slot import Candidate, Slot
 from engines.spec import BuildSpec, Profile
 from engines.trt import BuildCancelledError, Memory, TensorRTEngine, build
@@ -134,6 +134,36 @@ def test_half_is_half_faster_and_near(unet, built, half):
     assert error < 2e-2
     whole.close()
     halved.close()
+
+
+def test_half_input_and_output_give_the_same_bits_and_move_half_of_the_bytes(folder):
+    """Convolutions from end to end, as the U-Net has a float32 path beside them; float32 and half ports are built."""
+    kernel = np.random.default_rng(0).normal(scale=0.2, size=(8, 2, 3, 3)).astype(np.float32)
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+        node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "v"], ["y"], "last", pads=[1] * 4),
+    ]
+    path = save(folder / "plain.onnx", nodes, {"w": kernel, "v": np.swapaxes(kernel, 0, 1).copy()}, 2)
+    whole = to_half(onnx.load(path))
+    spec, engines = BuildSpec((Profile.up_to((4, 2, 256, 256)),)), []
+    for name, model in (("whole", whole), ("narrow", to_half_ports(whole))):
+        onnx.save(model, folder / f"{name}.onnx")
+        made = build(folder / f"{name}.onnx", spec)
+        assert made.report.engine_layers["float16"] > 0
+        engines.append(TensorRTEngine(made.engine))
+    wide, narrow = engines
+    assert [spec.dtype for spec in narrow.specs] == ["float16", "float16"]
+    assert narrow.buffer_bytes == wide.buffer_bytes / 2
+    batch = noise(4, 2, 256, 256)
+    got, want = narrow(batch), wide(batch)
+    reference = OrtEngine(path, threads=8)(batch)
+    show(differing=int((got != want).sum()), narrow=narrow.timed(batch), wide=wide.timed(batch))
+    assert got.dtype == np.float32
+    assert relative(got, reference) < 2e-2
+    assert relative(got, want) < 1e-2  # the same bits where both builds choose the same kernels
+    for engine in engines:
+        engine.close()
 
 
 def save(path, nodes, weights, planes, size=("h", "w"), dtype=TensorProto.FLOAT):

@@ -150,19 +150,27 @@ def _set_tensor_address(module: ModuleType, context: Any, name: str, address: in
 
 def _execute(module: ModuleType, context: Any, stream: int) -> bool:
     """Output channel k is input channel 0 times k + 1, in host memory."""
-    given, returned = (_host_array(context._at[name], _output_shape(module, context, name)) for name in ("x", "y"))
-    returned[:] = given[:, :1] * np.float32([1, 2, 3]).reshape(3, 1, 1)
+    kind = np.dtype({"FLOAT": "float32", "HALF": "float16"}[_port_type(module).name])
+    shapes = {name: _output_shape(module, context, name) for name in ("x", "y")}
+    given, returned = (_host_array(context._at[name], shape, kind) for name, shape in shapes.items())
+    returned[:] = given[:, :1] * np.array([1, 2, 3], kind).reshape(3, 1, 1)
     return True
 
 
-def _host_array(address: int, shape: tuple[int, ...]) -> Any:
-    size = int(np.prod(shape)) * 4
-    return np.ndarray(shape, np.float32, memoryview((ctypes.c_byte * size).from_address(address)).cast("B"))
+def _port_type(module: ModuleType) -> Any:
+    """Of the engine's I/O tensors: FLOAT unless a test says otherwise."""
+    return module.DataType[getattr(module, "ports", "FLOAT")]
+
+
+def _host_array(address: int, shape: tuple[int, ...], kind: "np.dtype[Any]") -> Any:
+    size = int(np.prod(shape)) * kind.itemsize
+    return np.ndarray(shape, kind, memoryview((ctypes.c_byte * size).from_address(address)).cast("B"))
 
 
 # What the names do, for all releases alike: one network with an input x and an output y, one engine of it.
 WORLD: dict[str, Any] = {
     "INetworkDefinition.get_input": lambda module, self, index: _tensor(module, "x"),
+    "INetworkDefinition.get_output": lambda module, self, index: _tensor(module, "y"),
     "INetworkDefinition.get_layer": lambda module, self, index: self.__dict__.setdefault("_layers", _layers(module))[
         index
     ],
@@ -172,7 +180,7 @@ WORLD: dict[str, Any] = {
     "ICudaEngine.get_tensor_name": lambda module, self, index: "yx"[index],
     "ICudaEngine.get_tensor_mode": lambda module, self, name: module.TensorIOMode[{"x": "INPUT", "y": "OUTPUT"}[name]],
     "ICudaEngine.get_tensor_shape": lambda module, self, name: SHAPES[name],
-    "ICudaEngine.get_tensor_dtype": lambda module, self, name: module.DataType.FLOAT,
+    "ICudaEngine.get_tensor_dtype": lambda module, self, name: _port_type(module),
     "ICudaEngine.get_tensor_profile_shape": lambda module, self, name, index: [
         tuple(n + index if axis > 1 else n for axis, n in enumerate(shape)) for shape in PROFILE
     ],

@@ -122,6 +122,22 @@ def test_a_lane_that_is_taken_when_its_engine_closes_fails_and_is_freed_when_it_
         pass
 
 
+def test_a_lane_of_an_engine_with_half_tensors_is_half_and_a_call_is_float32(load, surface):
+    surface.module.ports = "HALF"
+    engine, batch = load(), noise(2, 2, 8, 8)
+    assert engine.buffer_bytes == 3 * sum(LANE) // 2
+    want = batch.astype(np.float16)[:, :1] * np.float16([1, 2, 3]).reshape(3, 1, 1)
+    with engine.lane(batch.shape) as lane:
+        lane.given[...] = batch
+        assert (lane.given.dtype, lane.run().dtype) == (np.float16, np.float16)
+        np.testing.assert_array_equal(lane.run(), want)
+    assert engine(batch).dtype == np.float32
+    np.testing.assert_array_equal(engine(batch), want.astype(np.float32))
+    engine.timed(batch)
+    with pytest.raises(InferenceError, match="a batch of float16 does not fit the input x: float16"):
+        engine(batch.astype(np.float16))
+
+
 # Memory that is short
 
 
