@@ -63,6 +63,10 @@ class TensorRTEngine:
             self._journal = Journal(log_to(log))
             self._logger = self._surface.new_logger(self._journal)
             self._runtime = self._surface.module.Runtime(self._logger)
+            if memory is not None:
+                weights = memory.weights
+                self._allocator = self._surface.new_allocator(weights.take, weights.give_back)
+                self._runtime.gpu_allocator = self._allocator
             self._engine = self._deserialize(engine_file)
             owned.callback(self._forget_engine)
             self.specs = _specs(self._surface, self._engine)

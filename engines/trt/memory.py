@@ -13,6 +13,7 @@ from engines import cuda
 from engines.base import InferenceError, OutOfMemoryError
 from engines.cuda import DeviceBuffer
 from engines.trt.lane import Buffers, LaneSize, Streams
+from engines.trt.pool import Pool
 
 log = logging.getLogger("engines.trt")
 
@@ -20,7 +21,7 @@ LANES = 3  # one batch comes in, one is computed, one goes out
 
 
 class Memory:
-    """An activation block, lanes and three streams; they belong to its owner, not to the engines that use them.
+    """An activation block, lanes, weights and three streams; they belong to its owner, not to the engines that use it.
 
     Engines that share it never compute at the same time, whoever calls them, for they share one compute stream. It
     grows when an engine needs more than there is, and gives nothing back before `close`.
@@ -32,6 +33,7 @@ class Memory:
     Attributes:
         queue: held by whoever puts work into the streams.
         activation: what engines compute in; may be another block each time the queue is held.
+        weights: what else engines take; kept for the next one.
 
     Raises:
         EngineError: there is no such GPU.
@@ -50,7 +52,7 @@ class Memory:
         with ExitStack() as owned:
             self.streams = Streams.open(owned)
             self._streams_owned = owned.pop_all()
-        self.activation = DeviceBuffer(0)
+        self.activation, self.weights = DeviceBuffer(0), Pool(self.streams.compute)
 
     @property
     def lanes(self) -> int:
@@ -120,6 +122,7 @@ class Memory:
                 lane.close()
             self._lanes, self._free = [], []
             self.activation.close()
+            self.weights.close()
             self._streams_owned.close()
             self._change.notify_all()
 

@@ -133,6 +133,25 @@ def _is_on(module: ModuleType, config: Any, flag: Any) -> bool:
     return toggles[-1][0].endswith("set_flag") if toggles else flag.name == "TF32"
 
 
+class _Weights:
+    """Memory that goes with the engine."""
+
+    def __init__(self, module: ModuleType, allocator: Any) -> None:
+        self.stream = () if hasattr(module.IGpuAllocator, "allocate") else (0,)
+        suffix = "_async" * len(self.stream)
+        take, self.give_back = (getattr(allocator, name + suffix) for name in ("allocate", "deallocate"))
+        self.address = take(1000, 256, 0, *self.stream)
+        assert self.address
+
+    def __del__(self) -> None:
+        assert self.give_back(self.address, *self.stream)
+
+
+def _deserialize(module: ModuleType, runtime: Any, data: bytes) -> Any:
+    allocator = runtime.__dict__.get("_gpu_allocator")
+    return _make(module, "ICudaEngine", weights=_Weights(module, allocator) if allocator else None)
+
+
 def _set_input_shape(module: ModuleType, context: Any, name: str, shape: tuple[int, ...]) -> bool:
     context.__dict__["_shape"] = shape
     return True
@@ -188,6 +207,7 @@ WORLD: dict[str, Any] = {
     "EngineInspector.get_engine_information": lambda module, self, format: json.dumps(
         {"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}]}
     ),
+    "Runtime.deserialize_cuda_engine": _deserialize,
     "IExecutionContext.set_input_shape": _set_input_shape,
     "IExecutionContext.set_tensor_address": _set_tensor_address,
     "IExecutionContext.get_tensor_shape": _output_shape,
