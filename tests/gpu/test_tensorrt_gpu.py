@@ -348,6 +348,23 @@ def test_two_engines_share_memory_and_give_the_bits_of_engines_alone(built, half
             engine.close()
 
 
+def test_standbys_in_shared_memory_take_none_from_the_third_on(built):
+    with closing(Memory()) as memory:
+        active, free = TensorRTEngine(built.engine, memory=memory), []
+        batch = noise(2, 4, 128, 128)
+        want = active(batch)
+        for _ in range(10):
+            standby = TensorRTEngine(built.engine, memory=memory)
+            np.testing.assert_array_equal(standby(batch), want)
+            active.close()
+            active = standby
+            free.append(cuda.free_bytes())
+        np.testing.assert_array_equal(active(batch), want)
+        show(weights_bytes=memory.weights.nbytes, free=free)
+        assert free[2] - free[-1] < 4 << 20
+        active.close()
+
+
 def test_memory_grows_for_an_engine_of_larger_output_under_the_one_at_work(built, folder):
     wide = zoo.write_package(zoo.UnetSpec(width=16, depth=3, leads=40), folder / "wide") / "model.onnx"
     larger = build(wide, QUICK).engine
