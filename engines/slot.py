@@ -37,7 +37,8 @@ class Candidate:
         version: which outputs are attributed to; no two engines of a slot have the same.
         memory_bytes: that it takes once loaded.
         load: gives the engine; may take seconds.
-        shares_memory: with the active engine, so that the two must never run at once.
+        shares_memory: with the active engine, so that the two must never run at once. Not needed for engines in one
+            `engines.trt.Memory`: its compute stream sees to that.
     """
 
     version: str

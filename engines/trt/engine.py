@@ -84,7 +84,7 @@ class TensorRTEngine:
     @property
     def lanes(self) -> int:
         """How many batches may be on their way at once."""
-        return self._memory.lanes
+        return self._memory.lanes_of(self._size)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[Any]:
         """The forecast (n, lead, h, w) of a batch (n, channel, h, w), an array of its own.

@@ -54,10 +54,10 @@ class Memory:
             self._streams_owned = owned.pop_all()
         self.activation, self.weights = DeviceBuffer(0), Pool(self.streams.compute)
 
-    @property
-    def lanes(self) -> int:
-        """How many batches may be on their way at once."""
-        return len(self._lanes)
+    def lanes_of(self, size: LaneSize) -> int:
+        """How many batches of this size may be on their way at once."""
+        with self._change:
+            return sum(lane.size.holds(size) for lane in self._lanes)
 
     @property
     def lane_bytes(self) -> int:
@@ -84,7 +84,7 @@ class Memory:
         Raises:
             OutOfMemoryError: not even one fits; the former ones stay.
         """
-        while (there := self._count(size)) < self._wanted:
+        while (there := self.lanes_of(size)) < self._wanted:
             try:
                 self._add(Buffers.open(self._largest(size)))
             except OutOfMemoryError as error:
@@ -139,10 +139,6 @@ class Memory:
 
     def _fitting(self, size: LaneSize) -> list[Buffers]:
         return [lane for lane in self._free if lane.size.holds(size)]
-
-    def _count(self, size: LaneSize) -> int:
-        with self._change:
-            return sum(lane.size.holds(size) for lane in self._lanes)
 
     def _largest(self, size: LaneSize) -> LaneSize:
         with self._change:

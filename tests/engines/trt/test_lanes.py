@@ -209,7 +209,7 @@ def test_memory_grows_under_an_engine_that_goes_on_in_the_new_block(load, memory
     memory.reserve_activation(1000)
     memory.reserve_activation(500)
     memory.reserve_lanes(LaneSize(100_000, 1))
-    assert (memory.activation.nbytes, memory.lanes) == (1000, 2)
+    assert (memory.activation.nbytes, memory.lanes_of(LANE)) == (1000, 2)
     assert memory.lane_bytes == 2 * (100_000 + LANE.returned)
     assert memory.activation.handle != before
     np.testing.assert_array_equal(run(engine, batch), expected(batch))
@@ -222,7 +222,7 @@ def test_a_lane_in_use_is_replaced_when_it_comes_back(load, host_cuda, memory):
         memory.reserve_lanes(LaneSize(100_000, 100_000))
         lane.given[...] = 2
         np.testing.assert_array_equal(lane.run()[0, 0], np.full((8, 8), 2))
-    assert (memory.lanes, memory.lane_bytes) == (2, 400_000)
+    assert (memory.lanes_of(LANE), memory.lane_bytes) == (2, 400_000)
     assert host_cuda.taken_bytes == 2 * 400_000 + memory.activation.nbytes + memory.weights.nbytes
 
 
@@ -233,7 +233,7 @@ def test_growing_that_does_not_fit_leaves_the_other_engine_its_lanes(load, host_
         memory.reserve_lanes(LaneSize(100_000, 100_000))
     with pytest.raises(OutOfMemoryError):
         memory.reserve_activation(100_000)
-    assert memory.lanes == 2
+    assert memory.lanes_of(LANE) == engine.lanes == 2
     np.testing.assert_array_equal(run(engine, batch), expected(batch))
 
 
@@ -242,6 +242,7 @@ def test_an_engine_takes_only_lanes_that_hold_its_batches(host_cuda, memory):
     memory.reserve_lanes(small)
     host_cuda.limit_bytes = host_cuda.taken_bytes + 2100
     memory.reserve_lanes(large)  # one of two is replaced
+    assert (memory.lanes_of(large), memory.lanes_of(small)) == (1, 2)
     with memory.take(large) as lane, memory.take(small) as other:
         assert (lane.size, other.size) == (LaneSize(1000, 20), small)
 
