@@ -44,7 +44,7 @@ class Memory:
         if lanes < 1:
             raise ValueError(f"{lanes} lanes were asked for; expected 1 or more")
         cuda.select(device)
-        self.device, self.queue = device, threading.RLock()
+        self.device, self.queue, self._growing = device, threading.RLock(), threading.Lock()
         self._wanted, self._change, self._is_closed = lanes, threading.Condition(), False
         self._lanes: list[Buffers] = []
         self._free: list[Buffers] = []
@@ -70,13 +70,14 @@ class Memory:
         Raises:
             OutOfMemoryError: it does not fit; the former one stays.
         """
-        if self.activation.nbytes >= nbytes:
-            return
-        fresh = DeviceBuffer(nbytes)
-        with self.queue:
-            self.streams.compute.synchronize()
-            former, self.activation = self.activation, fresh
-        former.close()
+        with self._growing:
+            if self.activation.nbytes >= nbytes:
+                return
+            fresh = DeviceBuffer(nbytes)
+            with self.queue:
+                self.streams.compute.synchronize()
+                former, self.activation = self.activation, fresh
+            former.close()
 
     def reserve_lanes(self, size: LaneSize) -> None:
         """Lanes of this size or larger; those that there is no memory for are left out, with a warning.
@@ -84,14 +85,16 @@ class Memory:
         Raises:
             OutOfMemoryError: not even one fits; the former ones stay.
         """
-        while (there := self.lanes_of(size)) < self._wanted:
-            try:
-                self._add(Buffers.open(self._largest(size)))
-            except OutOfMemoryError as error:
-                if not there:
-                    raise
-                log.warning("there is memory for %d of %d lanes of %s bytes: %s", there, self._wanted, sum(size), error)
-                return
+        with self._growing:
+            while (there := self.lanes_of(size)) < self._wanted:
+                try:
+                    self._add(Buffers.open(self._largest(size)))
+                except OutOfMemoryError as error:
+                    if not there:
+                        raise
+                    short = "there is memory for %d of %d lanes of %s bytes: %s"
+                    log.warning(short, there, self._wanted, sum(size), error)
+                    return
 
     @contextmanager
     def take(self, size: LaneSize) -> Iterator[Buffers]:

@@ -216,6 +216,19 @@ def test_memory_grows_under_an_engine_that_goes_on_in_the_new_block(load, memory
     assert engine._bound.activation == memory.activation.handle
 
 
+def test_engines_that_are_loaded_at_once_grow_one_memory(load, memory):
+    sizes = [LaneSize(1000 * n, 9000 - 1000 * n) for n in range(1, 9)]
+
+    def grow(number):
+        memory.reserve_activation(1000 * number)
+        memory.reserve_lanes(sizes[number])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(grow, range(8)))
+    assert memory.activation.nbytes == 7000
+    assert [memory.lanes_of(size) for size in sizes] == [2] * 8
+
+
 def test_a_lane_in_use_is_replaced_when_it_comes_back(load, host_cuda, memory):
     engine, shape = load(memory=memory), (1, 2, 8, 8)
     with engine.lane(shape) as lane:
