@@ -8,6 +8,7 @@ The longest part is done without a break; the last block's share of the others c
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -147,9 +148,9 @@ def measure_bare(engine: Any, batches: Sequence[np.ndarray]) -> Bare:
 
 
 def _in_row(engine: Any, batches: Sequence[np.ndarray]) -> None:
-    """Batches one after the other, several in flight."""
-    for _ in engine.map(batches):
-        pass
+    """Batches one after the other, as many in flight as the engine has lanes."""
+    with ThreadPoolExecutor(engine.lanes) as threads:
+        list(threads.map(partial(_call, engine), batches))
 
 
 def _call(engine: Any, batch: np.ndarray) -> None:

@@ -18,9 +18,9 @@ from engines.precision import (
     Conversion,
     Precision,
     emulate_half,
-    narrow_ports,
     record_conversion,
     to_half,
+    to_half_ports,
     to_int8,
 )
 
@@ -107,9 +107,7 @@ def _rewrite(model: onnx.ModelProto, precision: Precision, calibration: Sequence
                 raise ModelError("int8 needs inputs to calibrate on, the extremes among them; found none")
             return to_int8(model, calibration)
         case "half":
-            half = to_half(model)
-            narrow_ports(half)
-            return half
+            return to_half_ports(to_half(model))
         case _:
             return model
 

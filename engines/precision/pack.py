@@ -12,7 +12,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.base import ModelError
 from engines.precision.layers import checked, fresh, graphs, names, prepared
-from engines.precision.ports import widen_ports
 
 _TINY = 1e-30  # of scales: below it float32 has fewer digits
 _EXACT = 2**20  # beyond it the rounding of float32 may move a code by more than one
@@ -94,7 +93,6 @@ def pack_io(
         ModelError: not one float32 input and one float32 output (or packed already), or the result is not valid ONNX.
     """
     rewrite = prepared(model)
-    widen_ports(rewrite)
     graph = rewrite.graph
     _check_float(graph)
     if input_packing is not None:

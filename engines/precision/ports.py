@@ -1,89 +1,61 @@
-"""Half input and output of a graph: the host then moves half the bytes, and the bits stay the same."""
+"""Half input and output, so that the host moves half of the bytes."""
+
+from collections.abc import Mapping
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from engines.precision.layers import fresh, graphs, names, replace_all, value_types
+from engines.precision.layers import captured, checked, graphs, prepared, replace_all, value_types
 
 
-def narrow_ports(model: onnx.ModelProto) -> None:
-    """Takes the casts to and from half at the border of a graph away, in place; its input and output become half.
+def to_half_ports(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with half input and output in place of float32 ones that are only cast to and from half.
 
-    Only where every use of the input is such a cast, and the output is one and used by nobody else.
+    Whoever runs it casts instead, so every value stays the same to the bit. A model whose input is used in float32,
+    too, or whose output is not cast from half, comes back unchanged.
+
+    Raises:
+        ModelError: weights were not loaded, or the result is not valid ONNX.
     """
-    graph = model.graph
-    if len(graph.input) == 1 and len(graph.output) == 1:
-        types = value_types(model)
-        _narrow_input(graph)
-        _narrow_output(graph, types)
-
-
-def widen_ports(model: onnx.ModelProto) -> None:
-    """Puts the casts back, in place: half input and output become float32 under the same names."""
-    graph, taken = model.graph, names(model.graph)
-    for port in graph.input:
-        if _kind(port) == TensorProto.FLOAT16:
-            half = fresh(f"{port.name}.half", taken)
-            _rename_uses(graph, port.name, half)
-            graph.node.insert(0, _cast(port.name, half, TensorProto.FLOAT16, fresh(f"Cast_{half}", taken)))
-            port.type.tensor_type.elem_type = TensorProto.FLOAT
-    for port in graph.output:
-        if _kind(port) == TensorProto.FLOAT16:
-            half = fresh(f"{port.name}.half", taken)
-            _rename_uses(graph, port.name, half)
-            for node in graph.node:
-                node.output[:] = [half if name == port.name else name for name in node.output]
-            graph.node.append(_cast(half, port.name, TensorProto.FLOAT, fresh(f"Cast_{port.name}", taken)))
-            port.type.tensor_type.elem_type = TensorProto.FLOAT
-
-
-def _narrow_input(graph: onnx.GraphProto) -> None:
-    port = graph.input[0]
-    uses = [node for one in graphs(graph) for node in one.node if port.name in node.input]
-    casts = [node for node in graph.node if _is_cast(node, TensorProto.FLOAT16) and node.input[0] == port.name]
-    kept = {port.name, graph.output[0].name}
-    if not casts or len(casts) != len(uses) or kept.intersection(node.output[0] for node in casts):
-        return
-    for cast in casts:
-        _rename_uses(graph, cast.output[0], port.name)
-    dropped = {cast.output[0] for cast in casts}
-    replace_all(graph.node, [node for node in graph.node if not dropped.intersection(node.output)])
-    replace_all(graph.value_info, [value for value in graph.value_info if value.name not in dropped])
-    port.type.tensor_type.elem_type = TensorProto.FLOAT16
-
-
-def _narrow_output(graph: onnx.GraphProto, types: dict[str, int]) -> None:
-    port = graph.output[0]
-    cast = next((node for node in graph.node if port.name in node.output), None)
-    used = any(port.name in node.input for one in graphs(graph) for node in one.node)
-    if cast is None or used or not _is_cast(cast, TensorProto.FLOAT):
-        return
-    half = cast.input[0]
-    if types.get(half) != TensorProto.FLOAT16 or not any(
-        half in node.output for node in graph.node
-    ):  # an input or a weight goes straight out
-        return
-    replace_all(graph.node, [node for node in graph.node if node is not cast and node.name != cast.name])
-    for node in graph.node:
-        node.output[:] = [port.name if name == half else name for name in node.output]
-    _rename_uses(graph, half, port.name)
-    replace_all(graph.value_info, [value for value in graph.value_info if value.name != half])
-    port.type.tensor_type.elem_type = TensorProto.FLOAT16
-
-
-def _rename_uses(graph: onnx.GraphProto, old: str, new: str) -> None:
+    rewrite = prepared(model)
+    graph = rewrite.graph
+    entries, exit_ = _entries(graph), _exit(graph, value_types(rewrite))
+    if not entries or exit_ is None or exit_.input[0] in {node.output[0] for node in entries}:
+        return model
+    given, returned = graph.input[0], graph.output[0]
+    new_names = {node.output[0]: given.name for node in entries} | {exit_.input[0]: returned.name}
+    replace_all(graph.node, [node for node in graph.node if node not in (*entries, exit_)])
     for one in graphs(graph):
         for node in one.node:
-            node.input[:] = [new if name == old else name for name in node.input]
+            for field in (node.input, node.output):
+                field[:] = [new_names.get(name, name) for name in field]
+    replace_all(graph.value_info, [value for value in graph.value_info if value.name not in new_names])
+    for port in (given, returned):
+        port.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return checked(rewrite, "the model with half input and output")
 
 
-def _cast(given: str, made: str, to: int, label: str) -> onnx.NodeProto:
-    return helper.make_node("Cast", [given], [made], name=label, to=to)
+def _entries(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The casts of the input to half; none if anything else reads it."""
+    name = graph.input[0].name
+    readers = [node for node in graph.node if name in node.input or name in captured(node)]
+    are_casts = all(_is_cast(node, TensorProto.FLOAT16) for node in readers)
+    is_one = len(graph.input) == 1 and graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    made = {node.output[0] for node in readers} & {value.name for value in graph.output}
+    return readers if is_one and are_casts and not made else []
+
+
+def _exit(graph: onnx.GraphProto, types: Mapping[str, int]) -> onnx.NodeProto | None:
+    """The cast of half values, which a node has made, to the output, if nothing else reads that."""
+    name = graph.output[0].name
+    makers = [node for node in graph.node if name in node.output]
+    is_read = any(name in node.input or name in captured(node) for node in graph.node)
+    if len(graph.output) != 1 or is_read or not makers or not _is_cast(makers[0], TensorProto.FLOAT):
+        return None
+    source = makers[0].input[0]
+    is_made = any(source in node.output for node in graph.node)
+    return makers[0] if is_made and types.get(source) == TensorProto.FLOAT16 else None
 
 
 def _is_cast(node: onnx.NodeProto, to: int) -> bool:
-    return node.op_type == "Cast" and any(a.name == "to" and a.i == to for a in node.attribute)
-
-
-def _kind(port: onnx.ValueInfoProto) -> int:
-    return int(port.type.tensor_type.elem_type)
+    return node.op_type == "Cast" and any(one.name == "to" and one.i == to for one in node.attribute)
