@@ -8,6 +8,7 @@ The longest part is done without a break; the last block's share of the others c
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -141,15 +142,21 @@ def measure_bare(engine: Any, batches: Sequence[np.ndarray]) -> Bare:
     staged = np.empty_like(batches[0])
     copies = float(np.median([_wall(partial(np.copyto, staged, batch)) for batch in batches]))
     gpu = float(np.median([split.compute_seconds for split in splits]))
-    row = _wall(lambda: [None for _ in engine.map(batches)]) / len(batches)
+    row = _wall(lambda: _in_row(engine, batches)) / len(batches)
     enqueue = float(np.median([split.enqueue_seconds for split in splits]))
     return Bare(min(gpu, row), 0.0, enqueue, max(0.0, calls - copies - latency), row, *sizes)
 
 
+def _in_row(engine: Any, batches: Sequence[np.ndarray]) -> None:
+    """Batches one after the other, as many in flight as the engine has lanes."""
+    with ThreadPoolExecutor(engine.lanes) as threads:
+        list(threads.map(partial(_call, engine), batches))
+
+
 def _call(engine: Any, batch: np.ndarray) -> None:
-    """One batch the way that squall sends it: its result is not copied."""
+    """One batch the way that squall sends it: where there are lanes, its result is not copied."""
     if not hasattr(engine, "lane"):
-        engine.lend(batch)
+        engine(batch)
         return
     with engine.lane(batch.shape) as lane:
         lane.given[...] = batch
@@ -165,7 +172,7 @@ def measure_link() -> tuple[float, float]:
         host, device, stream = take(PinnedBuffer(LINK_BYTES)), take(DeviceBuffer(LINK_BYTES)), take(Stream())
         marks = take(Event()), take(Event())
         ways = ((device, host), (host, device))
-        return tuple(LINK_BYTES / min(_copy_seconds(*way, stream, *marks) for _ in range(8)) for way in ways)  # type: ignore[return-value]
+        return tuple(LINK_BYTES / min(_copy_seconds(*way, stream, *marks) for _ in range(8)) for way in ways)
 
 
 def _copy_seconds(target: Any, source: Any, stream: Stream, start: Event, end: Event) -> float:

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ from engines.sealed import DATA
 from engines.slot import Candidate, Slot
 from engines.spec import BuildSpec
 from engines.supply import Supplied, supply
-from engines.trt import TensorRTEngine, build
+from engines.trt import Memory, TensorRTEngine, build
 from engines.trt.runtime import TensorRTRuntime
 from engines.typed import TypedModel, type_model
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
@@ -153,7 +153,7 @@ def p50(engine: Any, shape: tuple[int, ...]) -> float:
     """Milliseconds of GPU compute of a batch, the median."""
     batch = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     for _ in range(5):
-        engine.lend(batch)
+        engine.warm(shape)
     return float(np.median([engine.timed(batch).compute_seconds for _ in range(LAPS)]) * 1e3)
 
 
@@ -226,10 +226,20 @@ def timing_cache(bench: Bench) -> Iterator[str]:
 
 
 def swaps(bench: Bench) -> Iterator[str]:
-    """Hot swaps under load: latency of batches beside undisturbed ones."""
+    """Hot swaps under load: latency of batches beside undisturbed ones, engines in memory of their own or shared."""
+    yield from _swaps(bench, "memory of their own", None)
+    with closing(Memory()) as memory:
+        yield from _swaps(bench, "shared memory", memory)
+
+
+def _swaps(bench: Bench, what: str, memory: Memory | None) -> Iterator[str]:
     file, shape = _file(bench), bench.unet[1].profiles[0].opt
     batch = np.random.default_rng(3).normal(size=shape).astype(np.float32)
-    slot = Slot(Candidate("0", len(file), lambda: TensorRTEngine(file)))
+
+    def open_engine() -> TensorRTEngine:
+        return TensorRTEngine(file, memory=memory)
+
+    slot = Slot(Candidate("0", len(file), open_engine))
     slot.warm(shape)
     calm = [_lap(slot, batch)[0] for _ in range(300)]
     stop, laps, failures = threading.Event(), [], []
@@ -245,23 +255,25 @@ def swaps(bench: Bench) -> Iterator[str]:
     worker.start()
     versions = [str(n) for n in range(1, SWAPS + 1)]
     for version in versions:
-        slot.prepare(Candidate(version, len(file), lambda: TensorRTEngine(file)), shape)
+        slot.prepare(Candidate(version, len(file), open_engine), shape)
         slot.swap()
     stop.set()
     worker.join()
     seen = [version for _, version in laps]
     in_order = sorted(map(int, seen)) == list(map(int, seen))
     busy, quiet = (np.percentile([one * 1e3 for one in some], 99) for some in ([lap for lap, _ in laps], calm))
-    yield f"{SWAPS} swaps, {len(laps)} batches, {len(failures)} failed; versions in order: {in_order}"
+    yield f"{what}: {SWAPS} swaps, {len(laps)} batches, {len(failures)} failed; versions in order: {in_order}"
     worst = max(lap for lap, _ in laps) * 1e3
-    yield f"p99 {busy:.2f} ms while swapping, {quiet:.2f} ms undisturbed; worst {worst:.1f} ms"
+    yield f"{what}: p99 {busy:.2f} ms while swapping, {quiet:.2f} ms undisturbed; worst {worst:.1f} ms"
     slot.close()
 
 
 def _lap(slot: Slot, batch: np.ndarray) -> tuple[float, str]:
     started = time.perf_counter()
-    result = slot.infer(batch)
-    return time.perf_counter() - started, result.version
+    with slot.lane(batch.shape) as lane:
+        np.copyto(lane.given, batch)
+        lane.run()
+    return time.perf_counter() - started, lane.version
 
 
 def damage(bench: Bench) -> Iterator[str]:

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from engines.ort import OrtEngine
-from jobs.cycle import CycleReport, run_cycle
+from jobs.backfill import run_backfill
+from jobs.cycle import run_cycle
 from jobs.pool import Pool, Resources, cluster_resources, connect
 from jobs.prepare import Prepared, load, prepare
 from jobs.trace import Activity
+from pipelines.cycles import newest_cycle
+from pipelines.frames import Times
 from pipelines.reuse import constant_key
 from pipelines.source import Cycle, find_inputs
 from pipelines.spans import Span
@@ -60,34 +63,30 @@ def activities_from(facts: dict[str, Any]) -> list[Activity]:
 
 def backfill(folder: Path) -> Start:
     """Many cycles of a product on warm workers, as `squall backfill` makes them; the number is how many."""
-    prepared, pool, times = _open(folder)
+    prepared, pool, times = _open(folder, whole_cycles=True)
+    output = prepared.product.output
 
     def start(number: int, path: Path) -> Callable[[], dict[str, Any]]:
-        shutil.rmtree(prepared.product.output.store, ignore_errors=True)
-        return partial(run, times[:number])
+        shutil.rmtree(output.store, ignore_errors=True)
+        return partial(run, np.array(times[:number]))
 
-    def run(some: list[np.datetime64]) -> dict[str, Any]:
-        how, reports = _make_many(prepared, pool, some)
-        tiles = {"run": sum(r.tiles_run for r in reports), "reused": sum(r.tiles_reused for r in reports)}
-        return {"cycles": len(reports), "how": how, "workers": prepared.workers, **tiles, "path": reports[-1].path}
+    def run(some: Times) -> dict[str, Any]:
+        tally = run_backfill(prepared, pool, some).tally
+        if tally.published < len(some):
+            raise RuntimeError(f"{len(some) - tally.published} of {len(some)} cycles failed: {tally.failures}")
+        newest = newest_cycle(output.store, prepared.product.name)
+        how = f"backfill, {prepared.cycles_in_flight} in flight"
+        facts = {"cycles": tally.published, "how": how, "workers": prepared.workers}
+        return facts | {"run": tally.tiles_run, "reused": tally.tiles_reused, "path": newest.path if newest else ""}
 
     return start
 
 
-def _make_many(prepared: Prepared, pool: Pool, times: list[np.datetime64]) -> tuple[str, list[CycleReport]]:
-    """How some cycles were made, and their reports."""
-    try:
-        from jobs.backfill import run_backfill
-    except ImportError:
-        return "one cycle after the other", [run_cycle(prepared, pool, time) for time in times]
-    return "backfill", list(run_backfill(prepared, pool, times))
-
-
-def _open(folder: Path) -> tuple[Prepared, Pool, list[np.datetime64]]:
+def _open(folder: Path, whole_cycles: bool = False) -> tuple[Prepared, Pool, list[np.datetime64]]:
     """A product on warm workers, and the reference times that its store has frames for."""
     loaded = load(folder / "product.yaml", [])
     connect()
-    prepared = prepare(loaded, cluster_resources())
+    prepared = prepare(loaded, cluster_resources(), whole_cycles)
     return prepared, Pool(prepared.setup, prepared.workers, prepared.gpu), usable_times(prepared)
 
 

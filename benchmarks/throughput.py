@@ -11,6 +11,7 @@ floor   what this machine needs at least for the same work; benchmarks/floor.py 
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import xarray as xr
 import yaml
 
 from benchmarks.contender import Contender
-from benchmarks.cycle import Store, make_task, processor
+from benchmarks.cycle import Store, make_task
 from benchmarks.floor import Bare, Floor, floor_of, measure_bare, measure_coding, measure_link, stack
 from benchmarks.ours import activities_from, tensors, usable_times
 from benchmarks.rivals import EngineTask
@@ -46,6 +46,7 @@ from jobs.engine import open_cache, open_engine
 from jobs.pool import Resources
 from jobs.prepare import Prepared, load, prepare
 from jobs.trace import write_trace
+from pipelines.cycles import newest_cycle
 from pipelines.source import find_inputs
 from pipelines.storms import write_storms
 
@@ -84,10 +85,6 @@ class Case:
     name: str
     folder: Path
     prepared: Prepared
-
-    @property
-    def out(self) -> Path:
-        return Path(self.prepared.product.output.store)
 
     @property
     def batch(self) -> int:
@@ -172,14 +169,21 @@ class Bench:
             write_archive(path, store.path, store.variable, self.sizes.archive + FRAMES - 1)
         return replace(store, path=path)
 
-    def case(self, grid: str, width: int = 1) -> Case:
-        """The case of a grid, made at the first call; `width` is in widths of the usual network."""
-        name = grid if width == 1 else f"{grid}-wide"
+    def case(self, grid: str, width: int = 1, many: bool = False) -> Case:
+        """The case of a grid, made at the first call; `width` is in widths of the usual network.
+
+        Args:
+            many: prepared for a backfill, whose workers make whole cycles.
+        """
+        name = grid + "-wide" * (width > 1) + "-many" * many
         if name not in self.cases:
-            self.cases[name] = self._make(name, self.store(grid), width * self.sizes.width)
+            file = self._write(name, self.store(grid), width * self.sizes.width)
+            loaded, here = load(file, []), Resources(min(1, cuda.device_count()), self.cores)
+            self.cases[name] = Case(name, file.parent, prepare(loaded, here, whole_cycles=many))
         return self.cases[name]
 
-    def _make(self, name: str, store: Store, width: int) -> Case:
+    def _write(self, name: str, store: Store, width: int) -> Path:
+        """The product file of a case, in a new folder."""
         folder, step = self.home / name, store.step_minutes
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -200,7 +204,7 @@ class Bench:
         }
         file = folder / "product.yaml"
         file.write_text(yaml.safe_dump(product | self.settings))
-        return Case(name, folder, prepare(load(file, []), Resources(min(1, cuda.device_count()), self.cores)))
+        return file
 
     def engine(self, case: Case) -> Supplied:
         """The engine of a case in this process, beside those of the workers; equal orders share one."""
@@ -225,8 +229,8 @@ def engines(bench: Bench) -> Iterator[str]:
     """Engines: built or loaded once, and alone on the tiles of one cycle."""
     yield "| case | tile | batch | blocks | workers | engine | s | ms a batch alone | in a row | GB/s in, out |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    for grid, width in (("mrms", 1), ("fmi", 1), ("wet", 2)):
-        case = bench.case(grid, width)
+    wanted = (("mrms", 1, False), ("fmi", 1, False), ("fmi_archive", 1, True), ("mrms", 1, True), ("wet", 2, True))
+    for case in (bench.case(*one) for one in wanted):
         supplied, tiling = bench.engine(case), case.prepared.plan.tiling
         bare = bench.bare(case)
         bench.record.setdefault("bare", {})[case.name] = asdict(bare)
@@ -267,7 +271,7 @@ def host_overhead(bench: Bench) -> Iterator[str]:
         return
     yield "| case | GPU ms a batch | enqueue ms | calls around it ms | together | goal |"
     yield "|---|---|---|---|---|---|"
-    for case in (bench.case("mrms"), bench.case("wet", 2)):
+    for case in (bench.case("mrms"), bench.case("wet", 2, many=True)):
         bare = bench.bare(case)
         share = (bare.enqueue + bare.around) / bare.gpu
         numbers = " | ".join(f"{seconds * 1e3:.3f}" for seconds in (bare.gpu, bare.enqueue, bare.around))
@@ -276,16 +280,16 @@ def host_overhead(bench: Bench) -> Iterator[str]:
 
 def backfill_fmi(bench: Bench) -> Iterator[str]:
     """Backfill of FMI size, cycles a second."""
-    yield from many(bench, bench.case("fmi_archive"), bench.sizes.archive, ">= 50 cycles/s, busy >= 90 %")
+    yield from many(bench, bench.case("fmi_archive", many=True), bench.sizes.archive, ">= 50 cycles/s, busy >= 90 %")
 
 
 def backfill_mrms(bench: Bench) -> Iterator[str]:
     """Backfill of MRMS size, cycles a second, beside Ray Data with as many cycles in one execution."""
-    case = bench.case("mrms")
+    case = bench.case("mrms", many=True)
     count = len(usable_times(case.prepared))
     yield from many(bench, case, count, ">= 3 cycles/s, busy >= 85 %")
+    case, few = bench.case("mrms"), min(4, count)
     save_task(bench, case)
-    few = min(4, count)
     theirs = run_laps(bench, case, "engine_ray_data_many", [few])
     yield f"Ray Data, {few} cycles in one execution: {few / theirs.facts[0]['seconds']:.2f} cycles/s"
     bench.record["backfill mrms Ray Data"] = {"cycles": few, "seconds": theirs.facts[0]["seconds"]}
@@ -296,7 +300,7 @@ def compute_bound(bench: Bench) -> Iterator[str]:
 
     squall has no members: ten cycles of one engine stand for them, the same batches in number and shape.
     """
-    case = bench.case("wet", 2)
+    case = bench.case("wet", 2, many=True)
     ran = run_laps(bench, case, "backfill", [2, MEMBERS])
     batches, wall = ran.facts[-1]["run"] / case.batch, ran.median
     bare = bench.bare(case)
@@ -324,7 +328,8 @@ def several_gpus(bench: Bench) -> Iterator[str]:
         first = None
         for count in bench.gpus:
             shown = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
-            median = run_laps(bench, bench.case(grid), contender, laps, shown).median
+            case = bench.case(grid, many=contender == "backfill")
+            median = run_laps(bench, case, contender, laps, shown).median
             first = first or (median, count)
             speedup = first[0] / median
             bench.record.setdefault("several GPUs", []).append([grid, contender, count, median])
@@ -382,9 +387,10 @@ def judged(bench: Bench, case: Case, ran: Ran, goal: str, one_block: bool) -> st
     value, least = ran.median / cycles, floor.seconds if one_block else floor.busy
     parts = " / ".join(f"{seconds:.3f}" for seconds in floor.parts.values())
     shown = (f"{value:.3f} s", f"{least:.3f} s") if one_block else (f"{1 / value:.2f} /s", f"{1 / least:.2f} /s")
-    kept = {"seconds": ran.seconds, "cycles": cycles, "floor": asdict(floor), "goal": goal, "bound": floor.bound}
+    kept = {"value": value, "floor": least, "ratio": value / least, "bound": floor.bound, "goal": goal}
+    kept |= {"laps": ran.seconds, "cycles": cycles, "parts": floor.parts, "blocks": floor.blocks}
     kept |= {"run": facts["run"], "reused": facts["reused"], "worst_bytes": ran.worst_bytes}
-    bench.record["cycle " * one_block + "backfill " * (not one_block) + case.name] = kept
+    bench.record[("cycle " if one_block else "backfill ") + case.name] = kept
     return (
         f"| {case.name}, {facts['run'] / cycles:.0f} tiles run, {facts['reused'] / cycles:.0f} reused | {shown[0]} | "
         f"{goal} | {shown[1]} | {value / least:.2f} | {floor.bound} | {parts} |"
@@ -394,14 +400,12 @@ def judged(bench: Bench, case: Case, ran: Ran, goal: str, one_block: bool) -> st
 def measure_floor(bench: Bench, case: Case, facts: dict[str, Any]) -> Floor:
     """The floor of a cycle like the one that was published last."""
     prepared, cycles = case.prepared, facts.get("cycles", 1)
-    published = Path(facts["path"])
-    if not published.exists():
-        published = max(path for path in case.out.rglob("*.zarr") if path.name != "latest.zarr")
-    newest = xr.open_zarr(published).init_time.values[0].astype("datetime64[ns]")
-    cycle = find_inputs(prepared.source, prepared.product, newest)
+    published = newest_cycle(prepared.product.output.store, prepared.product.name)
+    assert published is not None
+    cycle = find_inputs(prepared.source, prepared.product, published.reference_time)
     share = facts["run"] / max(1, facts["run"] + facts["reused"])
     dtype = bench.engine(case).engine.specs[1].dtype
-    coding = measure_coding(prepared, cycle, published, case.folder / "scratch", share, dtype)
+    coding = measure_coding(prepared, cycle, Path(published.path), case.folder / "scratch", share, dtype)
     batches, blocks = facts["run"] / cycles / case.batch, len(prepared.plan.tiling.blocks())
     return floor_of(bench.bare(case), coding, batches, bench.link, bench.cores, blocks)
 
@@ -607,10 +611,9 @@ def main() -> None:
     bench = Bench(home, arguments.data, sizes, arguments.gpus, arguments.soak, settings)
     report, environment = Report(home), describe_environment()
     frames = "real frames" if arguments.data else "storms"
-    report.say(
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {environment}, {bench.cores} cores ({processor()}); {frames}\n"
-    )
-    bench.record |= {"environment": str(environment), "sizes": asdict(sizes), "data": frames}
+    facts = environment.describe() | {name: importlib.metadata.version(name) for name in ("zarr", "ray")}
+    report.say("; ".join(f"{name} {value}" for name, value in facts.items()) + f"; input: {frames}\n")
+    bench.record |= {"environment": facts, "sizes": asdict(sizes), "data": frames}
     for section in SECTIONS:
         if arguments.only is None or section.__name__ in arguments.only:
             run_section(section, bench, report, arguments.limit)

@@ -18,11 +18,11 @@ from jobs.trace import DRIVER, Activity
 COLOURS = {
     "wait": "#c9c9c6", "sweep": "#c9c9c6", "describe": "#8a8f98", "blocks": "#e6e6e2", "publish": "#5b3a8c",
     "read": "#2c9c4b", "share": "#8ccb3f", "decode": "#f6c13a", "infer": "#1f6fbf", "pack": "#f79a1f",
-    "write": "#b3261e",
+    "write": "#b3261e", "lane": "#b9d3ea",
 }  # fmt: skip
 OTHER, INK, FAINT = "#7fc7c4", "#22262b", "#7a8088"
 ROW, LANE = 0.19, 0.75  # inches
-INNER = ("decode", "share")  # drawn on top of the stage around them, thinner
+INNER = ("decode", "lane", "share")  # drawn on top of the stage around them, thinner
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def draw_timeline(path: Path, title: str, activities: Sequence[Activity], sample
     for axis, lane in zip(axes[1:], lanes, strict=True):
         _draw_lane(axis, lane, inside, start)
     axes[0].set_title(title, loc="left", fontsize=10, color=INK)
-    axes[-1].set_xlabel("milliseconds")
+    axes[-1].set_xlabel("milliseconds", fontsize=7)
     axes[-1].set_xlim(0, (end - start) * 1e3)
     FigureCanvasAgg(figure).print_png(path)
 

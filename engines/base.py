@@ -7,7 +7,6 @@ EngineError
     └── DeviceLostError     nothing will run on the GPU in this process any more
 """
 
-from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -39,25 +38,32 @@ class DeviceLostError(InferenceError):
 
 
 class Lane(Protocol):
-    """Room for one batch on its way through an engine; for one thread at a time."""
+    """Room for one batch on its way through an engine; for one thread at a time.
+
+    Attributes:
+        given: (n, channel, h, w), dtype of the engine's input; to be filled by the caller before each `run`.
+    """
 
     @property
-    def given(self) -> NDArray[Any]:
-        """The input (n, channel, h, w), in the dtype of the engine's input tensor, to be filled."""
-        ...
+    def given(self) -> NDArray[Any]: ...
 
     def run(self) -> NDArray[Any]:
-        """The output (n, lead, h, w), in the dtype of the engine's output tensor; good until the lane is given back.
+        """The forecast (n, lead, h, w) of what was given, dtype of the engine's output.
+
+        It may be a view of memory that the lane keeps: good until the next `run`, or until the lane is given back.
 
         Raises:
-            InferenceError: the runtime refused or failed.
+            InferenceError: the runtime refused or failed; names the shape.
         """
         ...
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A loaded, ready-to-run model: tiles in, tiles out. Several threads may use it at the same time."""
+    """A loaded, ready-to-run model: tiles in, tiles out.
+
+    Several threads may use one engine at once, each in a lane of its own and in no more than one.
+    """
 
     @property
     def specs(self) -> tuple[TensorSpec, TensorSpec]:
@@ -67,20 +73,22 @@ class Engine(Protocol):
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """The forecast (n, lead, h, w) of a batch (n, channel, h, w), both in model space.
 
+        Half tensors are cast at the border; a lane shows them as they are.
+
         Raises:
             InferenceError: the runtime refused or failed; names the shape.
         """
         ...
 
     def lane(self, shape: Shape) -> AbstractContextManager[Lane]:
-        """Room for a batch of this shape, given back at the end of the context; waits while all lanes are taken.
+        """A lane for batches (n, channel, h, w) of this shape; waits while all lanes are taken.
 
         Raises:
-            InferenceError: the engine takes no such batch.
+            InferenceError: no batch of this shape fits, or the engine is closed.
         """
         ...
 
-    def warm(self, shape: tuple[int, int, int, int]) -> None:
+    def warm(self, shape: Shape) -> None:
         """Run once on zeros of this shape, so that the first real batch pays for nothing."""
         ...
 
@@ -89,15 +97,10 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class PlainLane:
-    """A lane of an engine that keeps no memory for its batches; there are as many as there are threads."""
-
-    engine: Engine
-    given: NDArray[Any]
-
-    def run(self) -> NDArray[Any]:
-        return self.engine(self.given)
+def as_given(batch: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """A batch in the dtype of an input; what half cannot hold is infinite, as a cast in the graph would make it."""
+    with np.errstate(over="ignore"):
+        return batch.astype(spec.dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,12 @@ class Timed(Protocol):
 
 
 @runtime_checkable
-class Streaming(Protocol):
-    """An engine that works on batches in a row: one is computed while the next comes in and the last goes out."""
+class Overlapping(Engine, Protocol):
+    """An engine that has several batches on their way at once: one comes in, one is computed, one goes out."""
 
-    def map(self, batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-        """The forecasts of batches, in order; each is good until the next one is asked for."""
+    @property
+    def lanes(self) -> int:
+        """How many: more threads than that wait for each other."""
         ...
 
 

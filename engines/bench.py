@@ -8,16 +8,16 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from math import prod
 
 import numpy as np
 import psutil
 
 from engines import cuda
-from engines.base import Accounted, Engine, Split, Streaming, Timed
+from engines.base import Accounted, Engine, Overlapping, Split, Timed, as_given
 from engines.bench_report import (
     Batch,
     Difference,
@@ -33,7 +33,7 @@ from engines.bench_report import (
 )
 from engines.environment import Environment, describe_environment
 from engines.graph import first_line
-from engines.spec import Shape
+from engines.spec import Shape, to_shape
 
 __all__ = ["Effort", "Meter", "Progress", "Report", "Subject", "bench", "noise"]
 
@@ -265,7 +265,7 @@ def _memory(subject: Subject, engine: Engine, load: _Growth, first: _Growth | No
 
 
 def _batch(engine: Engine, shape: Shape, inputs: Inputs) -> Batch:
-    dtype = engine.specs[0].dtype
+    dtype = engine.specs[0].call_dtype
     batch = inputs(shape, dtype)
     if batch.shape != shape or batch.dtype != dtype:
         raise ValueError(f"inputs gave {batch.shape} of {batch.dtype}; expected {shape} of {dtype}")
@@ -340,7 +340,7 @@ def _take_turn(engine: Engine, batch: Batch, effort: Effort, meter: Meter) -> _T
     _run_laps(engine, batch, effort.turn_seconds * RUN_UP, effort.turn_laps, meter)
     laps = _run_laps(engine, batch, effort.turn_seconds, effort.turn_laps, meter)
     count = min(max(LEAST_IN_A_ROW, int(effort.turn_seconds / float(np.median(laps)))), effort.most)
-    row = _run_row(engine, batch, count, meter) if isinstance(engine, Streaming) else None
+    row = _run_row(engine, batch, count, meter) if isinstance(engine, Overlapping) else None
     splits = [engine.timed(batch) for _ in laps[:MOST_SPLITS]] if isinstance(engine, Timed) else []
     return _Turn(laps, row, tuple(splits))
 
@@ -356,12 +356,19 @@ def _run_laps(engine: Engine, batch: Batch, seconds: float, most: int, meter: Me
     return tuple(laps)
 
 
-def _run_row(engine: Streaming, batch: Batch, count: int, meter: Meter) -> float:
-    """Seconds a batch, of some in a row, the first one's way in and the last one's way out included."""
-    started = meter.now()
-    for _ in engine.map(repeat(batch, count)):
-        pass
-    return _seconds((meter.now() - started) / count)
+def _run_row(engine: Overlapping, batch: Batch, count: int, meter: Meter) -> float:
+    """Seconds a batch, of some that a thread a lane shares; the first one's way in and the last one's out included."""
+    given = as_given(batch, engine.specs[0])
+
+    def run(_: int) -> None:
+        with engine.lane(to_shape(batch.shape)) as lane:
+            np.copyto(lane.given, given)
+            lane.run()
+
+    with ThreadPoolExecutor(engine.lanes) as pool:
+        started = meter.now()
+        list(pool.map(run, range(count)))
+        return _seconds((meter.now() - started) / count)
 
 
 def _sum_up(run: _Run, shape: Shape) -> Measurement:

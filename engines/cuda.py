@@ -17,7 +17,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from engines.base import DeviceLostError, EngineError, InferenceError, OutOfMemoryError
 
-BLOCKING_SYNC = 1  # cudaEventBlockingSync
 FATAL = frozenset(
     {
         "cudaErrorAssert", "cudaErrorECCUncorrectable", "cudaErrorHardwareStackError", "cudaErrorIllegalAddress",
@@ -152,36 +151,40 @@ def _give_back(release: Callable[[int], Any], handle: int) -> None:
 
 
 class Stream(_Owner):
-    """A queue of work on the GPU."""
+    """A queue of work on the GPU; work of others in the default stream, such as loading an engine, does not halt it."""
 
     def __init__(self) -> None:
-        super().__init__(int(call("cudaStreamCreate")), "cudaStreamDestroy")
+        super().__init__(int(call("cudaStreamCreateWithFlags", runtime().cudaStreamNonBlocking)), "cudaStreamDestroy")
 
     def synchronize(self) -> None:
         """Wait until the queue is empty."""
         call("cudaStreamSynchronize", self.handle)
 
-    def wait(self, event: "Event") -> None:
+    def wait(self, event: "Mark") -> None:
         """Let later work of this stream start only after the event."""
         call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
 
-class Event(_Owner):
-    """A mark in a stream, to wait for or to measure time by.
+class Mark(_Owner):
+    """A mark in a stream to wait for. A thread that waits sleeps; it keeps no core busy."""
 
-    Args:
-        waits_asleep: whoever waits leaves the core to others; it hears of the mark some microseconds later.
-    """
-
-    def __init__(self, waits_asleep: bool = False) -> None:
-        made = call("cudaEventCreateWithFlags", BLOCKING_SYNC) if waits_asleep else call("cudaEventCreate")
-        super().__init__(int(made), "cudaEventDestroy")
+    def __init__(self) -> None:
+        flags = runtime().cudaEventBlockingSync | runtime().cudaEventDisableTiming
+        super().__init__(int(call("cudaEventCreateWithFlags", flags)), "cudaEventDestroy")
 
     def record(self, stream: Stream) -> None:
         call("cudaEventRecord", self.handle, stream.handle)
 
     def synchronize(self) -> None:
+        """Wait until the stream has passed it; other threads of Python run meanwhile."""
         call("cudaEventSynchronize", self.handle)
+
+
+class Event(Mark):
+    """A mark to measure time by; a thread that waits keeps its core busy."""
+
+    def __init__(self) -> None:
+        _Owner.__init__(self, int(call("cudaEventCreate")), "cudaEventDestroy")
 
     def milliseconds_since(self, earlier: "Event") -> float:
         """Time on the GPU between two recorded marks."""
@@ -214,6 +217,11 @@ class PinnedBuffer(_Owner):
             raise ValueError(f"{size} bytes of shape {shape} do not fit a pinned buffer of {self.nbytes}")
         memory = memoryview((ctypes.c_byte * size).from_address(self.handle)).cast("B")
         return np.ndarray(shape, dtype, memory)
+
+
+def finish_default_stream() -> None:
+    """Wait for what was put into the default stream; streams of ours do not wait for it."""
+    call("cudaStreamSynchronize", 0)
 
 
 def copy(target: DeviceBuffer | PinnedBuffer, source: DeviceBuffer | PinnedBuffer, nbytes: int, stream: Stream) -> None:

@@ -2,10 +2,13 @@
 
 import platform
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,18 +16,18 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
-from engines.base import Engine, EngineError, InferenceError, Lane, ModelError, OutOfMemoryError, PlainLane
+from engines.base import Engine, EngineError, InferenceError, ModelError, OutOfMemoryError, as_given
 from engines.graph import external_files, first_line
 from engines.runtime import BuiltFile
 from engines.spec import BuildSpec, EngineKey, Shape, TensorSpec
 from engines.typed import TypedModel
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # others are called alike
 _SILENT = 4  # of ONNX Runtime's log levels; what goes wrong is raised
 
 
 class OrtEngine:
-    """An `Engine` over one ONNX Runtime session on the CPU.
+    """An `Engine` over one ONNX Runtime session on the CPU; there is always a lane free.
 
     The result of a tile has the same bits whatever the batch around it and the number of threads. Memory is kept
     between batches of one shape and given back when the shape changes; it does not pile up over shapes.
@@ -40,15 +43,32 @@ class OrtEngine:
     def __init__(self, model: Path | bytes, threads: int = 1) -> None:
         self._model = "an engine file" if isinstance(model, bytes) else str(model)
         self._shape: tuple[int, ...] = ()
+        self._free: deque[NDArray[Any]] = deque()  # inputs of lanes that were given back, of one shape
         self._session: ort.InferenceSession | None = _open(model, self._model, threads)
         self.specs = _spec(self._session.get_inputs()[0]), _spec(self._session.get_outputs()[0])
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        session, (given, returned) = self._session, self.specs
-        if session is None:
-            raise InferenceError(f"the engine of {self._model} is closed")
-        if not given.accepts(batch.shape):
-            raise InferenceError(f"a batch of shape {batch.shape} does not fit the input {given} of {self._model}")
+        given, returned = self.specs
+        if batch.dtype != given.call_dtype:
+            raise InferenceError(f"a batch of {batch.dtype} does not fit the input {given} of {self._model}")
+        return self.run(as_given(batch, given)).astype(returned.call_dtype, copy=False)
+
+    @contextmanager
+    def lane(self, shape: Shape) -> Iterator["_Lane"]:
+        self._open_session(shape)
+        given = self._take(shape)
+        try:
+            yield _Lane(self, given)
+        finally:
+            self._free.append(given)
+
+    def run(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """The output of a batch, both in the dtypes of `specs`.
+
+        Raises:
+            InferenceError: the shape or the dtype does not fit, or ONNX Runtime failed; names the shape.
+        """
+        session, (given, returned) = self._open_session(batch.shape), self.specs
         try:
             (out,) = session.run([returned.name], {given.name: batch}, self._options_of_run(batch.shape))
         except Exception as error:
@@ -58,23 +78,50 @@ class OrtEngine:
             raise InferenceError(f"{self._model} turns a batch of shape {batch.shape} into {out.shape}")
         return np.asarray(out)
 
-    @contextmanager
-    def lane(self, shape: Shape) -> Iterator[Lane]:
-        yield PlainLane(self, np.empty(shape, self.specs[0].dtype))
-
-    def warm(self, shape: tuple[int, int, int, int]) -> None:
-        self(np.zeros(shape, np.float32))
+    def warm(self, shape: Shape) -> None:
+        self.run(np.zeros(shape, self.specs[0].dtype))
 
     def close(self) -> None:
         self._session = None
+        self._free.clear()
+
+    def _open_session(self, shape: tuple[int, ...]) -> ort.InferenceSession:
+        """The session, for a batch of a shape that it takes."""
+        if self._session is None:
+            raise InferenceError(f"the engine of {self._model} is closed")
+        if not self.specs[0].accepts(shape):
+            raise InferenceError(f"a batch of shape {shape} does not fit the input {self.specs[0]} of {self._model}")
+        return self._session
+
+    def _take(self, shape: Shape) -> NDArray[Any]:
+        """An array for an input, used before if there is one; those of other shapes are dropped."""
+        while self._free:
+            try:
+                kept = self._free.pop()
+            except IndexError:  # another thread took the last one
+                break
+            if kept.shape == shape:
+                return kept
+        return np.empty(shape, self.specs[0].dtype)
 
     def _options_of_run(self, shape: tuple[int, ...]) -> ort.RunOptions:
         """Gives memory back after the first run of a new shape: after every run it would cost a third of the time."""
         options = ort.RunOptions()
-        if shape != self._shape:
-            self._shape = shape
+        before, self._shape = self._shape, shape
+        if shape != before:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return options
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """An input of its own; the session serves all lanes."""
+
+    engine: OrtEngine
+    given: NDArray[Any]
+
+    def run(self) -> NDArray[Any]:
+        return self.engine.run(self.given)
 
 
 class OnnxRuntime:
@@ -163,7 +210,7 @@ def _in_one_file(file: Path, home: Path) -> bytes:
 
 def _spec(node: ort.NodeArg) -> TensorSpec:
     shape = tuple(axis if isinstance(axis, int) else None for axis in node.shape)
-    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
+    return TensorSpec(node.name, _DTYPES.get(node.type, node.type[len("tensor(") : -1]), shape)
 
 
 @cache

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,8 @@ class Candidate:
         version: which outputs are attributed to; no two engines of a slot have the same.
         memory_bytes: that it takes once loaded.
         load: gives the engine; may take seconds.
-        shares_memory: with the active engine, so that the two must never run at once.
+        shares_memory: with the active engine, so that the two must never run at once. Not needed for engines in one
+            `engines.trt.Memory`: its compute stream sees to that.
     """
 
     version: str
@@ -51,6 +53,21 @@ class Result:
 
     version: str
     values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SlotLane:
+    """A lane of the engine that was active when it was taken, with its version."""
+
+    version: str
+    inner: Lane
+
+    @property
+    def given(self) -> NDArray[Any]:
+        return self.inner.given
+
+    def run(self) -> NDArray[Any]:
+        return self.inner.run()
 
 
 class Standby(StrEnum):
@@ -121,7 +138,8 @@ class Slot:
     """An `Engine` that can be exchanged while it works; safe to use from several threads.
 
     A batch runs from start to end in one engine. A swap waits for the batches in flight and holds back new ones; so
-    before it every result is of the former version, after it of the new one, and none fails.
+    before it every result is of the former version, after it of the new one, and none fails. A lane counts as a batch
+    in flight from when it is taken until it is given back.
 
     Args:
         first: loaded at once and not checked.
@@ -165,10 +183,10 @@ class Slot:
         return self.infer(batch).values
 
     @contextmanager
-    def lane(self, shape: Shape) -> Iterator[Lane]:
-        """A lane of the active engine; a batch in flight until it is given back, so that a swap waits for it."""
-        with self._batch() as active, active.engine.lane(shape) as lane:
-            yield lane
+    def lane(self, shape: Shape) -> Iterator[SlotLane]:
+        """A lane of the active engine; waits while a swap is under way, and no swap happens until it is given back."""
+        with self._batch() as active, active.engine.lane(shape) as inner:
+            yield SlotLane(active.candidate.version, inner)
 
     def warm(self, shape: Shape) -> None:
         with self._batch() as active:
@@ -326,9 +344,9 @@ class Slot:
 
 
 def _is_alike(ours: TensorSpec, theirs: TensorSpec) -> bool:
-    """True if two tensors have the same type and planes; sizes of tiles may differ."""
+    """True if callers see the same type and planes; sizes of tiles may differ, and half may be cast at the border."""
     (a,), (b,) = ours.shape[1:2], theirs.shape[1:2]
-    return ours.dtype == theirs.dtype and (a == b or None in (a, b))
+    return ours.call_dtype == theirs.call_dtype and (a == b or None in (a, b))
 
 
 class _Polite:
@@ -347,8 +365,8 @@ class _Polite:
 
     @contextmanager
     def lane(self, shape: Shape) -> Iterator[Lane]:
-        with self._alone(), self._engine.lane(shape) as lane:
-            yield lane
+        with self._alone(), self._engine.lane(shape) as inner:
+            yield inner
 
     def warm(self, shape: Shape) -> None:
         with self._alone():

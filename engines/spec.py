@@ -17,6 +17,15 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
+    @property
+    def call_dtype(self) -> str:
+        """What callers of an engine give or get: float32 for a half tensor, cast at the border.
+
+        >>> TensorSpec("x", "float16", (None, 4, None, None)).call_dtype
+        'float32'
+        """
+        return "float32" if self.dtype == "float16" else self.dtype
+
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """True if an array of this shape fits.
 

@@ -23,7 +23,7 @@ from engines.ort import OnnxRuntime
 from engines.runtime import Runtime
 from engines.sealed import Manifest
 from engines.spec import BuildSpec, EngineKey
-from engines.trt.lane import COUNT
+from engines.trt.memory import LANES
 from engines.trt.runtime import TensorRTRuntime
 from engines.typed import TypedModel
 
@@ -45,13 +45,13 @@ class Supplied:
     manifest: Manifest
 
 
-def find_runtime(name: Name = "auto", threads: int = 1, device: int = 0, lanes: int = COUNT) -> Runtime:
+def find_runtime(name: Name = "auto", threads: int = 1, device: int = 0, lanes: int = LANES) -> Runtime:
     """The runtime of that name; `auto` is TensorRT where there is a GPU and ONNX Runtime elsewhere.
 
     Args:
         threads: of one inference of ONNX Runtime.
         device: number of TensorRT's GPU.
-        lanes: batches that are in an engine of TensorRT at once.
+        lanes: batches that are on their way at once in an engine of TensorRT.
 
     Raises:
         EngineError: TensorRT is not installed, or there is no GPU.

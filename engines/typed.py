@@ -20,6 +20,7 @@ from engines.precision import (
     emulate_half,
     record_conversion,
     to_half,
+    to_half_ports,
     to_int8,
 )
 
@@ -106,7 +107,7 @@ def _rewrite(model: onnx.ModelProto, precision: Precision, calibration: Sequence
                 raise ModelError("int8 needs inputs to calibrate on, the extremes among them; found none")
             return to_int8(model, calibration)
         case "half":
-            return to_half(model)
+            return to_half_ports(to_half(model))
         case _:
             return model
 

@@ -20,18 +20,44 @@ Exit codes: 0 published (or published already), 1 failed, 2 wrong usage, 3 publi
 4 no input, 5 bad configuration, 130 interrupted. Nothing is published unless the code is 0 or 3."""
 
 
+_BACKFILL_EXIT_CODES = """\b
+Exit codes: 0 every cycle is published, 1 failed, or no cycle could be made, 2 wrong usage,
+3 some cycles could not be made, 4 no input, 5 bad configuration, 130 interrupted."""
+
+
 class Time(click.ParamType[Any]):
-    """A reference time in UTC, or `latest`."""
+    """A reference time in UTC; where it is allowed also `latest`, which becomes None."""
 
     name = "time"
 
+    def __init__(self, or_latest: bool = False) -> None:
+        self._or_latest = or_latest
+
     def convert(self, value: Any, param: Any, ctx: Any) -> np.datetime64 | None:
-        if value is None or value == "latest":
+        if self._or_latest and value == "latest":
             return None
         try:
-            return np.datetime64(value.removesuffix("Z"), "ns")
+            time = np.datetime64(value.removesuffix("Z"), "ns")
         except ValueError:
-            self.fail(f"{value!r} is no time; write latest or UTC such as 2016-09-28T15:30Z", param, ctx)
+            time = np.datetime64("NaT")
+        if np.isnat(time):
+            words = "latest or UTC" if self._or_latest else "UTC"
+            self.fail(f"{value!r} is no time; write {words} such as 2016-09-28T15:30Z", param, ctx)
+        return time
+
+
+class Step(click.ParamType[Any]):
+    """A duration such as `10min`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> np.timedelta64:
+        from pipelines.product import parse_duration
+
+        try:
+            return np.timedelta64(parse_duration(value), "ns")
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 product_file = click.argument("file", type=click.Path(path_type=Path))
@@ -48,6 +74,7 @@ def main() -> None:
     squall validate rain.yaml            check a product file against its store and model
     squall run rain.yaml                 make and publish the forecast of the newest frame
     squall run rain.yaml --time 2016-09-28T15:30Z output.store=/data/out
+    squall backfill rain.yaml --from 2016-09-28T15:00Z --to 2016-09-28T18:00Z
     squall cycles rain.yaml              what is published
     squall publish unet.onnx --as rain   from a trained model to a judged release
     """
@@ -56,7 +83,9 @@ def main() -> None:
 @main.command(epilog=_EXIT_CODES)
 @product_file
 @overrides
-@click.option("--time", type=Time(), default="latest", show_default=True, help="Reference time in UTC, or latest.")
+@click.option(
+    "--time", type=Time(or_latest=True), default="latest", show_default=True, help="Reference time in UTC, or latest."
+)
 @click.option("--replace", is_flag=True, help="Publish a revision if the cycle is published already.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw observed past and forecast into this PNG.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write what ran when to this JSON; see ui.perfetto.dev.")
@@ -104,6 +133,51 @@ def run(
         if trace is not None:
             show.out.print(f"timeline in {trace}, to be opened in ui.perfetto.dev")
     return Exit.GAPS if report.gaps else Exit.PUBLISHED
+
+
+@main.command(epilog=_BACKFILL_EXIT_CODES)
+@product_file
+@overrides
+@click.option("--from", "start", type=Time(), show_default="as early as the store allows",
+              help="First reference time, UTC.")  # fmt: skip
+@click.option("--to", "stop", type=Time(), show_default="as late as the store allows",
+              help="Last reference time, UTC.")  # fmt: skip
+@click.option("--every", type=Step(), show_default="every frame",
+              help="Time from one cycle to the next, counted from the first.")  # fmt: skip
+@click.option("--replace", is_flag=True, help="Publish revisions of cycles that are published already.")
+@as_json
+@ends_clearly
+def backfill(
+    file: Path,
+    overrides: tuple[str, ...],
+    start: Any,
+    stop: Any,
+    every: Any,
+    replace: bool,
+    format_: str,
+) -> Exit:
+    """Make the cycles of the product FILE in an interval of its archive, each as `squall run --time` makes it.
+
+    Cycles that are published already are left alone, so the same command goes on after a stop. A cycle that fails is
+    recorded in the ledger of the product, with the reason, and does not stop the others.
+
+    \b
+    Examples:
+      squall backfill rain.yaml --from 2016-09-28T15:00Z --to 2016-09-28T18:00Z
+      squall backfill rain.yaml --from 2016-09-01 --to 2016-09-30T23:50Z --every 10min output.store=/data/hindcast
+      squall backfill rain.yaml --format json
+      ray job submit --working-dir . -- python -m jobs.backfill rain.yaml --from 2016-09-28T15:00Z
+    """
+    from jobs.backfill import Wanted, outcome_of
+    from jobs.backfill import backfill as make
+
+    with show.backfill_progress(file.stem, quiet=format_ == "json") as progress:
+        report = make(file, overrides, Wanted(start, stop, every, replace), progress)
+    if format_ == "json":
+        click.echo(show.as_json(report))
+    else:
+        show.backfill_table(report)
+    return outcome_of(report)
 
 
 @main.command(epilog=_EXIT_CODES)

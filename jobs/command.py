@@ -20,8 +20,8 @@ def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             code = command(*args, **kwargs) or Exit.PUBLISHED
-        except KeyboardInterrupt:
-            show.err.print("[bold red]squall:[/] interrupted; nothing was published")
+        except KeyboardInterrupt as error:
+            show.err.print(f"[bold red]squall:[/] interrupted; {str(error) or 'nothing was published'}")
             code = Exit.INTERRUPTED
         except click.ClickException:
             raise

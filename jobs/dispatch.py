@@ -1,24 +1,30 @@
 """Who works on which block: events in, decisions out. No Ray, no clock; times come with the events.
 
-    queue ──assign──▶ in flight ──finished──▶ done
-      ▲                  │  │
-      └──lost, failed────┘  └──second loss or failure──▶ given up
+    stream ──pulled──▶ queue ──assign──▶ in flight ──finished──▶ done
+                         ▲                  │  │
+                         └──lost, failed────┘  └──second loss or failure──▶ given up
 
 A worker makes one or more blocks at once and holds one more, so that it never waits for the driver; at the tail none
 waits behind others while a worker is idle. A block that takes far longer than the others is copied to an idle worker;
 the first result counts. When a worker dies, each block that it was making may be the reason: such a suspect is made
 alone on its worker the next time, so that only the guilty one is given up.
+
+What is called a block here is any numbered piece of work; a backfill sends groups of cycles. Blocks are pulled from
+their stream as workers have room, and what is settled is kept as a watermark: the state grows with the number of
+workers, not with the length of the stream.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 
 AHEAD = 1  # blocks that wait in a worker
 ATTEMPTS = 2
 STRAGGLER_FACTOR = 3.0
 STRAGGLER_SECONDS = 5.0
+REMEMBERED = 64  # durations that say how long a block usually takes
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,36 @@ class _Flight:
     since: float
 
 
+class Numbers:
+    """A set of natural numbers that are added roughly in order: all below a watermark, and the few above it.
+
+    >>> settled = Numbers()
+    >>> for n in (1, 0, 3): settled.add(n)
+    >>> len(settled), 1 in settled, 2 in settled, settled.above
+    (3, True, False, {3})
+    """
+
+    def __init__(self) -> None:
+        self.watermark = 0
+        self.above: set[int] = set()
+
+    def add(self, number: int) -> None:
+        if number >= self.watermark:
+            self.above.add(number)
+        while self.watermark in self.above:
+            self.above.remove(self.watermark)
+            self.watermark += 1
+
+    def __contains__(self, number: int) -> bool:
+        return number < self.watermark or number in self.above
+
+    def __len__(self) -> int:
+        return self.watermark + len(self.above)
+
+
 @dataclass
 class Dispatcher:
-    """The state of one cycle's blocks.
+    """The state of a stream of blocks, numbered about in order; it may be long.
 
     Every method takes the time `now` (seconds, any clock that only rises) and returns what to do next.
 
@@ -58,22 +91,23 @@ class Dispatcher:
 
     blocks: Iterable[int]
     at_once: int = 1
-    _queue: deque[int] = field(init=False)
+    settled: Numbers = field(init=False, default_factory=Numbers)
+    _stream: Iterator[int] = field(init=False)
+    _queue: deque[int] = field(init=False, default_factory=deque)
     _flights: dict[str, list[_Flight]] = field(init=False, default_factory=dict)
     _mishaps: dict[int, list[str]] = field(init=False, default_factory=dict)
     _suspects: set[int] = field(init=False, default_factory=set)
-    _durations: list[float] = field(init=False, default_factory=list)
-    done: set[int] = field(init=False, default_factory=set)
-    given_up: dict[int, str] = field(init=False, default_factory=dict)
+    _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def __post_init__(self) -> None:
-        self._queue = deque(self.blocks)
-        self._total = len(self._queue)
+        self._stream = iter(self.blocks)
+        self._pull(1)
 
     @property
     def is_settled(self) -> bool:
         """True if every block is done or given up."""
-        return len(self.done) + len(self.given_up) == self._total
+        flying = (flight.block for flights in self._flights.values() for flight in flights)
+        return not self._queue and all(block in self.settled for block in flying)
 
     @property
     def is_idle(self) -> bool:
@@ -89,10 +123,9 @@ class Dispatcher:
     def finished(self, worker: str, block: int, now: float) -> list[Decision]:
         """A worker has done a block; a second result of the same block changes nothing."""
         flight = self._land(worker, block)
-        if flight is not None and block not in self.done:
+        if flight is not None and block not in self.settled:
             self._durations.append(now - flight.since)
-        if block not in self.given_up:
-            self.done.add(block)
+        self._settle(block)
         for waiting in self._flights.get(worker, [])[self.at_once - 1 : self.at_once]:
             waiting.since = now  # it starts to run only now
         return self._assign(now)
@@ -117,18 +150,28 @@ class Dispatcher:
         return self._assign(now)
 
     def stop(self, reason: str) -> list[Decision]:
-        """No more work: every block that is not done is given up."""
-        open_blocks = set(self._queue) | {f.block for flights in self._flights.values() for f in flights}
+        """No more work: every block that is not done is given up, those of the stream that were not pulled too."""
+        flying = {f.block for flights in self._flights.values() for f in flights}
+        blocks = [*sorted(flying.union(self._queue)), *self._stream]
         self._queue.clear()
-        return [d for block in sorted(open_blocks) for d in self._give_up(block, reason)]
+        return [decision for block in blocks for decision in self._give_up(block, reason)]
+
+    def _pull(self, wanted: int) -> None:
+        """Pulls blocks until so many that are no suspects are in the queue."""
+        missing = wanted - sum(block not in self._suspects for block in self._queue)
+        self._queue.extend(islice(self._stream, max(0, missing)))
 
     def _assign(self, now: float) -> list[Decision]:
         decisions: list[Decision] = []
         for depth in range(self.at_once + AHEAD):
             for worker, flights in self._flights.items():
-                if len(flights) == depth and (depth < self.at_once or len(self._queue) > len(self._flights)):
+                if len(flights) != depth:
+                    continue
+                self._pull(len(self._flights) + 1)
+                if depth < self.at_once or len(self._queue) > len(self._flights):
                     block = self._next(flights)
                     decisions += [] if block is None else [self._send(worker, block, now)]
+        self._pull(1)  # so that an empty queue means that the stream has ended
         return decisions + self._copy_stragglers(now)
 
     def _next(self, flights: list[_Flight]) -> int | None:
@@ -153,7 +196,7 @@ class Dispatcher:
         flights = sorted((f for fs in self._flights.values() for f in fs), key=lambda f: f.since)
         copies = [f.block for f in flights]
         late = [f.block for f in flights if now - f.since > limit and copies.count(f.block) == 1]
-        return [block for block in late if block not in self.done and block not in self.given_up]
+        return [block for block in late if block not in self.settled]
 
     def _send(self, worker: str, block: int, now: float) -> Assign:
         self._flights[worker].append(_Flight(block, now))
@@ -167,7 +210,7 @@ class Dispatcher:
         return found
 
     def _mishap(self, block: int, what: str) -> list[Decision]:
-        if block in self.done or block in self.given_up:
+        if block in self.settled:
             return []
         self._mishaps.setdefault(block, []).append(what)
         if len(self._mishaps[block]) >= ATTEMPTS:
@@ -177,11 +220,16 @@ class Dispatcher:
 
     def _requeue(self, block: int) -> None:
         flying = any(f.block == block for flights in self._flights.values() for f in flights)
-        if block not in self.done and block not in self.given_up and block not in self._queue and not flying:
+        if block not in self.settled and block not in self._queue and not flying:
             self._queue.appendleft(block)
 
     def _give_up(self, block: int, reason: str) -> list[Decision]:
-        if block in self.done or block in self.given_up:
+        if block in self.settled:
             return []
-        self.given_up[block] = reason
+        self._settle(block)
         return [GiveUp(block, reason)]
+
+    def _settle(self, block: int) -> None:
+        self.settled.add(block)
+        self._mishaps.pop(block, None)
+        self._suspects.discard(block)

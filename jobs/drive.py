@@ -1,9 +1,9 @@
-"""Drives one cycle's blocks over the workers of a pool: obeys the dispatcher, brings it news, keeps the results."""
+"""Drives pieces of work over the workers of a pool: obeys the dispatcher, brings it news, hands on the results."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -12,50 +12,55 @@ from engines.base import EngineError, InferenceError
 from jobs.dispatch import Assign, Decision, Dispatcher
 from jobs.pool import Pool
 from pipelines.errors import PipelineError
-from pipelines.run import BlockResult
-from pipelines.tiling import Block
 
 _TICK_SECONDS = 0.5
 
-Progress = Callable[[int, int, Sequence[BlockResult]], None]
+Work = TypeVar("Work")
 
 
 @dataclass
-class Drive:
-    """The blocks of one cycle on their way through a pool.
+class Drive(Generic[Work]):
+    """Pieces of work on their way through a pool; only those that are not settled are held.
 
     Args:
-        arguments: what `Worker.run` gets after the block; may raise a PipelineError.
+        work: the pieces, pulled as workers have room.
+        send: starts a piece on a worker and gives the reference of its result; may raise a PipelineError.
+        landed: called with every piece that was done, its result and the name of its worker, once.
+        gave_up: called with every piece that will not be done and the reason, once.
         deadline: on the clock of `monotonic`, seconds; None = none.
-        progress: called with blocks settled, blocks in all, and the results so far.
     """
 
     pool: Pool
-    blocks: Sequence[Block]
-    arguments: Callable[[Block], Sequence[Any]]
+    work: Iterable[Work]
+    send: Callable[[Any, Work], Any]
+    landed: Callable[[Work, Any, str], None]
+    gave_up: Callable[[Work, str], None]
     deadline: float | None = None
-    progress: Progress = lambda settled, total, results: None
-    results: dict[int, BlockResult] = field(default_factory=dict)
+    _open: dict[int, Work] = field(default_factory=dict)
     _flying: dict[Any, Assign] = field(default_factory=dict)
 
-    def run(self) -> dict[int, str]:
-        """Settle every block; the reasons of those given up.
+    def run(self) -> None:
+        """Settle every piece.
 
         Raises:
             PipelineError, EngineError: an error of the input, output, configuration or engine, which no other worker
-                could mend.
+                could mend; also whatever the callables raise. Nothing is in flight then.
         """
-        self._dispatcher = Dispatcher(range(len(self.blocks)), self.pool.at_once)
-        self._obey(self._dispatcher.joined(self.pool.workers, monotonic()))
-        while not self._dispatcher.is_settled:
-            self._wait()
-            self.progress(len(self._dispatcher.done) + len(self._dispatcher.given_up), len(self.blocks),
-                          list(self.results.values()))  # fmt: skip
-        self.recall()
-        return dict(self._dispatcher.given_up)
+        self._dispatcher = Dispatcher(self._numbers(), self.pool.at_once)
+        try:
+            self._obey(self._dispatcher.joined(self.pool.workers, monotonic()))
+            while not self._dispatcher.is_settled:
+                self._wait()
+        finally:
+            self._recall()
 
-    def recall(self) -> None:
-        """End the workers that still run a block, so that nothing writes into the draft any more."""
+    def _numbers(self) -> Iterator[int]:
+        for number, piece in enumerate(self.work):
+            self._open[number] = piece
+            yield number
+
+    def _recall(self) -> None:
+        """End the workers that still run a piece, so that nothing writes into a draft any more."""
         for name in {assign.worker for assign in self._flying.values()} & set(self.pool.workers):
             self.pool.drop(name)
         self._flying.clear()
@@ -63,7 +68,7 @@ class Drive:
 
     def _wait(self) -> None:
         if self.deadline is not None and monotonic() > self.deadline:
-            self._dispatcher.stop("the deadline passed")
+            self._obey(self._dispatcher.stop("the deadline passed"))
             return
         landed, _ = ray.wait(list(self._flying), num_returns=1, timeout=_TICK_SECONDS)
         for ref in landed:
@@ -80,8 +85,10 @@ class Drive:
                 raise error.cause from None
             self._obey(self._dispatcher.failed(assign.worker, assign.block, str(error.cause), monotonic()))
         else:
-            self.results.setdefault(assign.block, replace(result, worker=assign.worker))
-            self._obey(self._dispatcher.finished(assign.worker, assign.block, monotonic()))
+            decisions = self._dispatcher.finished(assign.worker, assign.block, monotonic())
+            if assign.block in self._open:
+                self.landed(self._open.pop(assign.block), result, assign.worker)
+            self._obey(decisions)
 
     def _replace(self, worker: str) -> None:
         """A worker died: its other calls are void, a new one takes its place."""
@@ -96,9 +103,10 @@ class Drive:
     def _obey(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:
             if isinstance(decision, Assign):
-                worker, block = self.pool.workers[decision.worker], self.blocks[decision.block]
-                ref = worker.run.remote(block, *self.arguments(block))
+                ref = self.send(self.pool.workers[decision.worker], self._open[decision.block])
                 self._flying[ref] = decision
+            else:
+                self.gave_up(self._open.pop(decision.block), decision.reason)
 
 
 def _is_final(error: BaseException) -> bool:

@@ -1,4 +1,8 @@
-"""The frames of a cycle in Ray's object store: what several workers need, a node decodes once."""
+"""The frames of a cycle in Ray's object store: what several workers need, a node decodes once.
+
+Beside GPUs there are cores to spare, so all parts are read at the same time, by Ray's processes. Where workers have all
+cores, the driver reads one part after the other, so that the first is there soon.
+"""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
@@ -31,13 +35,20 @@ class SharedFrames:
 
 
 def share_frames(
-    source: Source, cycle: Cycle, tiling: Tiling, side: Executor, watch: Stopwatch | None = None
+    source: Source, cycle: Cycle, tiling: Tiling, side: Executor, watch: Stopwatch | None = None, at_once: bool = False
 ) -> SharedFrames:
-    """The frames for the blocks of a tiling, put into the object store by `side` one part after the other."""
+    """The frames for the blocks of a tiling, put into the object store by `side`.
+
+    Args:
+        at_once: by processes of Ray, all parts at the same time.
+    """
     watch = watch or Stopwatch()
     decoded = sum(source.count_chunks(tiling.reads(block)) for block in tiling.blocks())
     if decoded < _OFTEN * source.count_chunks(source.grid.window):
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
+    if at_once:
+        shared = ray.put(source)
+        return SharedFrames({strip: _known(_read.remote(shared, cycle, strip)) for strip in source.strips})
     return SharedFrames({strip: side.submit(_put, source, cycle, strip, watch) for strip in source.strips})
 
 
@@ -46,3 +57,16 @@ def _put(source: Source, cycle: Cycle, strip: Window, watch: Stopwatch) -> Any:
         part = Part(strip, source.read(cycle, strip))
     with watch("share"):
         return ray.put(part)
+
+
+def _read_part(source: Source, cycle: Cycle, strip: Window) -> Part:
+    return Part(strip, source.read(cycle, strip))
+
+
+_read: Any = ray.remote(num_cpus=0, max_retries=1)(_read_part)  # never waits for a core that workers have
+
+
+def _known(reference: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(reference)
+    return future

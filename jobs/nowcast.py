@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.cycle import CycleReport, run_cycle
-from jobs.drive import Progress
+from jobs.cycle import CycleReport, Progress, run_cycle
 from jobs.kept import Keep
 from jobs.pool import Pool, cluster_resources, connect, disconnect, outlives_us
 from jobs.prepare import Loaded, load, prepare

@@ -27,12 +27,12 @@ class Place:
         at_once: blocks that it makes at the same time.
     """
 
-    gpus: int
+    gpus: float
     cores: int
     at_once: int
 
     @property
-    def scarce(self) -> tuple[Literal["GPU", "CPU"], int]:
+    def scarce(self) -> tuple[Literal["GPU", "CPU"], float]:
         """The resource of Ray by which workers are counted, and how much of it this is."""
         return ("GPU", self.gpus) if self.gpus else ("CPU", self.cores)
 
@@ -43,6 +43,7 @@ class Setup:
 
     Attributes:
         blocks_in_flight: blocks that a worker makes at the same time, each in a thread of its own.
+        workers_per_gpu: workers that share a GPU.
     """
 
     order: EngineOrder
@@ -53,12 +54,14 @@ class Setup:
     batch: int
     mask_from_input: bool
     blocks_in_flight: int = 1
+    workers_per_gpu: int = 1
 
     @property
     def place(self) -> Place:
-        """A GPU of its own, else as many cores as its engine has threads."""
-        gpus = int(self.order.runtime == "tensorrt")
-        return Place(gpus, 0 if gpus else self.order.threads, self.blocks_in_flight)
+        """A part of a GPU, else as many cores as its engine has threads."""
+        if self.order.runtime == "tensorrt":
+            return Place(1 / self.workers_per_gpu, 0, self.blocks_in_flight)
+        return Place(0, self.order.threads, self.blocks_in_flight)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,11 @@ from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
 from jobs.worker import WATCH, Setup, Worker
 from pipelines.planner import Crew
 
+THREADS = 4  # of one process beyond which they wait for Python's lock more than they work
+MOST_PER_GPU = 4
 _OBJECT_STORE_BYTES = 10**9
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+"""What glibc gives back to the system it has to take again, page by page, while all threads of a process wait."""
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
 
@@ -82,10 +86,20 @@ class Resources:
     gpus: int
     cores: int
 
-    def crew(self, wanted: int | None, in_flight: int | None = None) -> Crew:
-        """Who can work: a worker a GPU, or a worker a core."""
-        available = self.gpus or self.cores
-        return Crew(min(wanted or available, available), not self.gpus, self.cores, in_flight)
+    def crew(self, wanted: int | None, in_flight: int | None = None, per_gpu: int | None = None) -> Crew:
+        """Who can work: a few workers a GPU, or a worker a core.
+
+        Args:
+            wanted: workers at most.
+            in_flight: blocks that each makes at the same time.
+            per_gpu: workers that share a GPU; None = one for every `THREADS` cores beside it, up to `MOST_PER_GPU`.
+        """
+        if not self.gpus:
+            return Crew(min(wanted or self.cores, self.cores), True, self.cores, in_flight)
+        share = per_gpu or min(max(1, self.cores // self.gpus // THREADS), MOST_PER_GPU)
+        if wanted is not None:
+            share = min(share, -(-wanted // self.gpus))  # few workers take whole GPUs
+        return Crew(min(wanted or self.gpus * share, self.gpus * share), False, self.cores, in_flight, share)
 
 
 def cluster_resources() -> Resources:
@@ -99,7 +113,7 @@ class Pool:
     Args:
         setup: of every worker.
         count: workers.
-        gpu: give each worker a GPU of its own, else as many cores as its engine has threads.
+        gpu: give each worker its part of a GPU, else as many cores as its engine has threads.
         keep: find workers that were kept for this product, and keep them again; None = workers end with the pool.
         tell: called, from a thread, with what workers say while their engines are opened; "" once all is open.
     """
@@ -159,7 +173,8 @@ class Pool:
     def _start(self) -> tuple[str, "ActorHandle[Worker]"]:
         actor = ray.remote(
             num_cpus=0 if self._gpu else self._setup.order.threads,
-            num_gpus=1 if self._gpu else 0,
+            num_gpus=1 / self._setup.workers_per_gpu if self._gpu else 0,
+            runtime_env={"env_vars": _KEEP_MEMORY} if self._gpu else None,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=self.at_once,

@@ -2,9 +2,10 @@
 
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,10 +20,10 @@ from engines.typed import TypedModel
 from jobs import __version__
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
+from jobs.outfit import Setup
 from jobs.pace import known_pace
 from jobs.pool import Resources
-from jobs.worker import Setup
-from pipelines.cf import Attribute, Provenance
+from pipelines.cf import Attribute, Provenance, StoreTemplate, store_template
 from pipelines.check import Problem, check_fit, check_product
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
@@ -30,11 +31,20 @@ from pipelines.planner import Crew, Flight, Needs, Pace, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
 from pipelines.tiling import round_up
-from pipelines.transform import ModelNeeds, make_decoder, make_encoder, make_space, output_quantity
+from pipelines.transform import (
+    BLOCK_CELLS,
+    SHARED_CELLS,
+    ModelNeeds,
+    make_decoder,
+    make_encoder,
+    make_space,
+    output_quantity,
+)
 from pipelines.units import Quantity
 
 T = TypeVar("T")
 
+GROUPS_IN_FLIGHT = 2  # of cycles, in a worker: while one ends, cycles of the next keep it busy
 MOST_LANES = 8  # batches in an engine at once; more take memory and wait for each other
 
 _VERSIONED = ("numpy", "onnxruntime", "zarr", "ray")
@@ -54,7 +64,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that the cycles of a product share."""
+    """All that the cycles of a product share.
+
+    Attributes:
+        cycles_in_flight: that a worker makes at the same time, if it makes whole ones.
+    """
 
     product: Product
     source: Source
@@ -65,12 +79,23 @@ class Prepared:
     workers: int
     gpu: bool
     attributes: dict[str, Attribute]
+    cycles_in_flight: int = 1
+
+    @cached_property
+    def template(self) -> StoreTemplate:
+        """What all stores of the product share; a ConfigError if grid, lead times and names do not fit each other."""
+        product, grid = self.product, self.source.grid
+        return store_template(product.name, grid, product.leads, self.layout, self.attributes)
+
+    @cached_property
+    def _product_file(self) -> str:
+        return dump_product(self.product)
 
     def provenance(self, cycle: Cycle) -> Provenance:
         """Where a cycle's forecast comes from."""
         package, order = self.package, self.setup.order
         return Provenance(
-            product=dump_product(self.product),
+            product=self._product_file,
             model=package.identity,
             engine=f"{order.runtime} {order.model.precision}, graph {order.model.graph_sha256[:12]}, "
             f"weights {order.model.weights_sha256[:12]}",
@@ -102,17 +127,22 @@ def require_fit(product: Product, source: Source, model: ModelNeeds, file: Path)
         raise ConfigError("\n  ".join([f"{len(problems)} problem(s) in {file}:", *map(str, problems)]))
 
 
-def prepare(loaded: Loaded, resources: Resources) -> Prepared:
+def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) -> Prepared:
     """All that the cycles of a product share, for the workers that there are.
+
+    Args:
+        whole_cycles: each worker makes cycles by itself, as in a backfill; else all share the blocks of one cycle.
 
     Raises:
         ConfigError: the product does not fit its store or its model.
     """
     product, source, model = loaded.product, loaded.source, loaded.model
     resources = _for_engine(resources, product)
-    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, known_pace(loaded.package))
-    blocks = len(plan.tiling.blocks())
-    workers, flight = min(crew.workers, blocks), crew.flight(blocks)
+    pace = known_pace(loaded.package)
+    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, pace, whole_cycles)
+    pieces = sys.maxsize if whole_cycles else len(plan.tiling.blocks())
+    workers, flight = min(crew.workers, pieces), crew.flight(pieces)
+    cells = SHARED_CELLS if flight.blocks > 1 else BLOCK_CELLS
     setup = Setup(
         order=EngineOrder(
             loaded.graph,
@@ -122,29 +152,43 @@ def prepare(loaded: Loaded, resources: Resources) -> Prepared:
             lanes=min(flight.blocks, MOST_LANES),
         ),
         tiling=plan.tiling,
-        decoder=make_decoder(source.encoding, product.input, model),
-        encoder=make_encoder(product.output, model),
+        decoder=replace(make_decoder(source.encoding, product.input, model), block_cells=cells),
+        encoder=replace(make_encoder(product.output, model), block_cells=cells),
         leads=tuple(model.leads.index(lead) for lead in product.leads),
         batch=plan.batch,
         mask_from_input=model.coverage == "input",
-        blocks_in_flight=flight.blocks,
+        blocks_in_flight=min(flight.blocks, GROUPS_IN_FLIGHT) if whole_cycles else flight.blocks,
+        workers_per_gpu=crew.per_gpu,
     )
     return Prepared(
-        product, source, loaded.package, layout, plan, setup, workers, not crew.shared, attributes_of(product, model)
+        product,
+        source,
+        loaded.package,
+        layout,
+        plan,
+        setup,
+        workers,
+        not crew.shared,
+        attributes_of(product, model),
+        flight.blocks if whole_cycles else 1,
     )
 
 
 def choose_plan(
-    product: Product, source: Source, tiles: Needs, resources: Resources, pace: Pace
+    product: Product, source: Source, tiles: Needs, resources: Resources, pace: Pace, whole_cycles: bool = False
 ) -> tuple[Layout, Crew, Plan]:
     """How the forecast is stored, who works on it, and how the grid is cut for them.
+
+    Where each worker makes whole cycles, it is cut for one of them alone; but beside GPUs always for all of them: an
+    engine is built for one size of tile, and a cycle names its engine.
 
     Raises:
         ConfigError: nothing fits; names the number that is in the way.
     """
     layout = choose_layout(source.grid.shape, len(product.leads), product.output)
-    crew = resources.crew(_count(product.workers), _count(product.blocks_in_flight))
-    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, crew, pace)
+    crew = resources.crew(_count(product.workers), _count(product.blocks_in_flight), _count(product.workers_per_gpu))
+    cutting = replace(crew, workers=1) if whole_cycles and crew.shared else crew
+    return layout, crew, make_plan(source.grid.shape, layout.shard[1:], tiles, product.tiling, cutting, pace)
 
 
 def _count(wanted: int | Literal["auto"]) -> int | None:

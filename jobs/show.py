@@ -1,6 +1,6 @@
 """What a person sees of a command: progress, tables, one clear line for an error; or JSON for machines."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:  # help and errors must not wait for Ray
+    from jobs.backfill import BackfillReport, Tally
     from jobs.cycle import CycleReport
     from jobs.scores import Verification
     from jobs.watch import Watcher
@@ -87,6 +88,26 @@ def progress(title: str, quiet: bool) -> Iterator[CycleBar]:
 
 
 @contextmanager
+def backfill_progress(title: str, quiet: bool) -> Iterator["Callable[[Tally], None]"]:
+    """A bar with cycles, cycles per second, the time left and how many failed; silent where nobody looks."""
+    bar = Progress(
+        TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cycles"),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        TextColumn("[red]{task.fields[failed]}"), console=err, transient=True, disable=quiet,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(title, total=None, rate="", failed="")
+
+        def update(tally: "Tally") -> None:
+            elapsed = bar.tasks[0].elapsed or 0.0
+            rate = f"{tally.published / elapsed:.1f} cycles/s" if elapsed else ""
+            failed = f"{tally.failed} failed" if tally.failed else ""
+            bar.update(task, completed=tally.settled, total=tally.cycles, rate=rate, failed=failed)
+
+        yield update
+
+
+@contextmanager
 def working(title: str, quiet: bool) -> Iterator["Watcher"]:
     """A line that says what is being done, and one for each step that has ended; silent where nobody looks."""
     from jobs.watch import SILENT, StepReport, Watcher
@@ -136,6 +157,34 @@ def cycle_table(report: "CycleReport") -> None:
     out.print(table)
     for gap in report.gaps:
         out.print(f"[yellow]gap[/] {gap}")
+
+
+def backfill_table(report: "BackfillReport") -> None:
+    """The closing table of a backfill."""
+    tally = report.tally
+    colour, verb = ("yellow", "made with gaps") if tally.failed else ("green", "made")
+    interval = f"{utc(report.start)} to {utc(report.stop)}"
+    out.print(f"[{colour}]{verb}[/] {report.product} {interval} -> {report.store}/{report.product}")
+    table = pairs_table()
+    stages = tally.stages
+    for name, value in (
+        ("cycles", f"{tally.published} published, {tally.already} already, {tally.failed} failed"),
+        ("pace", f"{report.cycles_per_second:.2f} cycles/s, {report.workers} worker(s), {report.seconds:.1f} s"),
+        ("tiles", f"{tally.tiles_run} run, {tally.tiles_reused} reused"),
+        ("written", size(tally.bytes_written)),
+        ("read / infer / write, all workers", f"{stages.read:.2f} / {stages.infer:.2f} / {stages.write:.2f} s"),
+        ("publish, all workers", f"{tally.publish_seconds:.2f} s"),
+        ("ledger", report.ledger),
+    ):
+        table.add_row(name, value)
+    out.print(table)
+    for time, reason in tally.failures:
+        out.print(f"[red]failed[/] {utc(time)} ", end="")
+        out.print(reason, markup=False)
+    if tally.failed > len(tally.failures):
+        out.print(f"and {tally.failed - len(tally.failures)} more, see the ledger")
+    if report.note:
+        out.print(f"[yellow]note[/] {report.note}")
 
 
 def verification_table(verification: "Verification", most: int = 6) -> None:

@@ -4,8 +4,9 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from time import sleep
@@ -15,6 +16,7 @@ import psutil
 import ray
 
 from engines.base import DeviceLostError
+from jobs.hindcast import Group, GroupResult, Hindcast, Order
 from jobs.lease import Lease
 from jobs.outfit import Outfit, Place, Setup, change_outfit, open_outfit
 from jobs.version import code_version
@@ -77,6 +79,8 @@ class Worker:
 
     def __init__(self, setup: Setup, holder: str = "", keep_seconds: float | None = None) -> None:
         self._version, self._lease, self._news = code_version(), Lease(holder), ""
+        self._hindcast: Hindcast | None = None
+        self._lock = threading.Lock()
         self._setup, self._place, self._keep_seconds = setup, setup.place, keep_seconds
         self._opener = ThreadPoolExecutor(1, "engine")
         self._outfit: Future[Outfit] = self._opener.submit(self._open, setup, keep_seconds is not None)
@@ -94,12 +98,18 @@ class Worker:
         Raises:
             EngineError: the engine could not be opened.
         """
-        try:
-            with self._lease.running():
-                return self._run(block, cycle, draft, frames)
-        except DeviceLostError as error:
-            _end_actor(error)
-            raise
+        with self._at_work() as outfit:
+            result = run_block(block, _reader(outfit, cycle, frames), outfit.forecaster, draft)
+            return replace(result, engine=outfit.label)
+
+    def make(self, group: Group, order: Order) -> GroupResult:
+        """Make whole cycles of a backfill, from their frames to their publication.
+
+        Raises:
+            EngineError: the engine could not be opened.
+        """
+        with self._at_work() as outfit:
+            return self._hindcast_of(order, outfit).make(group)
 
     @_watched
     def status(self, holder: str = "") -> Status:
@@ -146,10 +156,21 @@ class Worker:
         """The process, for monitoring and tests."""
         return os.getpid()
 
-    def _run(self, block: Block, cycle: Cycle, draft: Draft, frames: Sequence[Source | Part]) -> BlockResult:
-        outfit = self._outfit.result()
-        result = run_block(block, _reader(outfit, cycle, frames), outfit.forecaster, draft)
-        return replace(result, engine=outfit.label)
+    @contextmanager
+    def _at_work(self) -> Iterator[Outfit]:
+        """The outfit once it is there; meanwhile the worker is not idle."""
+        try:
+            with self._lease.running():
+                yield self._outfit.result()
+        except DeviceLostError as error:
+            _end_actor(error)
+            raise
+
+    def _hindcast_of(self, order: Order, outfit: Outfit) -> Hindcast:
+        with self._lock:
+            if self._hindcast is None or self._hindcast.name != order.name:
+                self._hindcast = Hindcast(order, outfit.forecaster, outfit.label)
+            return self._hindcast
 
     def _open(self, setup: Setup, warm: bool) -> Outfit:
         try:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import google_crc32c
@@ -21,6 +22,7 @@ from pipelines.shard import shard_codecs
 
 INIT_TIME, LEAD_TIME, VALID_TIME = "init_time", "lead_time", "valid_time"
 CONVENTIONS = "CF-1.11"
+_CONSOLIDATED = "consolidated_metadata"
 _EPOCH = {
     "units": "seconds since 1970-01-01 00:00:00",
     "calendar": "standard",
@@ -85,6 +87,57 @@ class Coordinate:
         return "/".join(["c", *("0" for _ in self.dims)])
 
 
+@dataclass(frozen=True, eq=False)
+class StoreTemplate:
+    """What the stores of all cycles of a product share, as bytes: made once, filled in for each cycle.
+
+    Attributes:
+        fixed: files that are the same in every store, by key.
+        head: attributes of the root, before those of the provenance.
+        documents: zarr.json of every array, by name.
+        lead_times: of the forecast.
+    """
+
+    fixed: Mapping[str, bytes]
+    head: Mapping[str, Attribute]
+    documents: Mapping[str, Any]
+    lead_times: Sequence[timedelta]
+
+    @cached_property
+    def _tail(self) -> bytes:
+        """The end of the root's zarr.json, the same in every store."""
+        return b",\n" + as_json({_CONSOLIDATED: _consolidated(self.documents)})[2:]
+
+    def files(self, reference_time: np.datetime64, provenance: Provenance) -> dict[str, bytes]:
+        """The bytes of every file of a store but its shards, by key."""
+        times = time_coordinates(np.array([reference_time]), self.lead_times)
+        own = {f"{name}/{times[name].chunk_key}": times[name].chunk for name in (INIT_TIME, VALID_TIME)}
+        root = as_json(_bare_group({**self.head, **provenance.attributes()}))
+        return {**self.fixed, **own, "zarr.json": root.removesuffix(b"\n}") + self._tail}
+
+
+def store_template(
+    product: str, grid: Grid, lead_times: Sequence[timedelta], layout: Layout, attributes: Mapping[str, Attribute]
+) -> StoreTemplate:
+    """The template of the stores of a product.
+
+    Args:
+        attributes: CF attributes of the variable, such as standard_name, long_name and units.
+
+    Raises:
+        ConfigError: the grid or the lead times do not fit the layout, a name is used twice, or `units` is missing.
+    """
+    _check(grid, lead_times, layout, attributes)
+    some_time = np.array(["1970-01-01"], "datetime64[ns]")
+    coordinates = time_coordinates(some_time, lead_times) | _grid_coordinates(grid)
+    documents = {name: c.document for name, c in coordinates.items()}
+    documents[layout.variable] = _variable_document(grid, layout, attributes, _fingerprint(coordinates))
+    title = f"{product}: forecast of {attributes.get('long_name', layout.variable)}"
+    fixed = {f"{name}/zarr.json": as_json(document) for name, document in documents.items()}
+    fixed |= {f"{name}/{c.chunk_key}": c.chunk for name, c in coordinates.items() if INIT_TIME not in c.dims}
+    return StoreTemplate(fixed, {"Conventions": CONVENTIONS, "title": title}, documents, tuple(lead_times))
+
+
 def store_files(
     product: str,
     reference_time: np.datetime64,
@@ -94,23 +147,23 @@ def store_files(
     attributes: Mapping[str, Attribute],
     provenance: Provenance,
 ) -> dict[str, bytes]:
-    """The bytes of every file of a store but its shards, by key.
+    """The bytes of every file of one store but its shards, by key.
 
-    Args:
-        attributes: CF attributes of the variable, such as standard_name, long_name and units.
-
-    Raises:
-        ConfigError: the grid or the lead times do not fit the layout, a name is used twice, or `units` is missing.
+    Args and errors: of `store_template`.
     """
-    _check(grid, lead_times, layout, attributes)
-    coordinates = time_coordinates(np.array([reference_time]), lead_times) | _grid_coordinates(grid)
-    documents = {name: c.document for name, c in coordinates.items()}
-    documents[layout.variable] = _variable_document(grid, layout, attributes, _fingerprint(coordinates))
-    title = f"{product}: forecast of {attributes.get('long_name', layout.variable)}"
-    root = group_document({"Conventions": CONVENTIONS, "title": title} | provenance.attributes(), documents)
-    files = {f"{name}/zarr.json": as_json(document) for name, document in documents.items()}
-    files |= {f"{name}/{c.chunk_key}": c.chunk for name, c in coordinates.items()}
-    return files | {"zarr.json": as_json(root)}
+    return store_template(product, grid, lead_times, layout, attributes).files(reference_time, provenance)
+
+
+def add_attributes(root: bytes, attributes: Mapping[str, Attribute]) -> bytes:
+    """The zarr.json of a store with more attributes; only its head is parsed, not the documents of its arrays.
+
+    >>> add_attributes(as_json(group_document({"a": 1}, {})), {"b": 2}) == as_json(group_document({"a": 1, "b": 2}, {}))
+    True
+    """
+    head, separator, tail = root.partition(b',\n "' + _CONSOLIDATED.encode() + b'": ')  # one space: the top level
+    group = json.loads(head + b"\n}")
+    group["attributes"] |= attributes
+    return as_json(group).removesuffix(b"\n}") + separator + tail
 
 
 def time_coordinates(reference_times: NDArray[np.datetime64], lead_times: Sequence[timedelta]) -> dict[str, Coordinate]:
@@ -131,13 +184,15 @@ def time_coordinates(reference_times: NDArray[np.datetime64], lead_times: Sequen
 
 def group_document(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The zarr.json of a group that carries the documents of its arrays (consolidated metadata)."""
-    consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(arrays.items()))}
-    return {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": dict(attributes),
-        "consolidated_metadata": consolidated,
-    }
+    return _bare_group(attributes) | {_CONSOLIDATED: _consolidated(arrays)}
+
+
+def _bare_group(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+
+
+def _consolidated(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": dict(sorted(arrays.items()))}
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:

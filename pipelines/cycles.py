@@ -5,7 +5,7 @@ A cycle off the minute is named HHMMSS. Whatever does not have such a name is no
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,9 +82,22 @@ def list_cycles(root: str, product: str) -> list[PublishedCycle]:
 
 def find_cycle(root: str, product: str, reference_time: np.datetime64) -> PublishedCycle | None:
     """The highest revision of one cycle, or None if it is not published."""
-    day = cycle_name(reference_time).rpartition("/")[0]
-    cycles = _cycles_of_day(product_folder(root, product), day)
+    day, _, name = cycle_name(reference_time).rpartition("/")
+    cycles = _cycles_of_day(product_folder(root, product), day, name.removesuffix(".zarr"))
     return max((c for c in cycles if c.reference_time == reference_time), default=None)
+
+
+def find_cycles(
+    root: str, product: str, reference_times: Iterable[np.datetime64]
+) -> Iterator[tuple[np.datetime64, PublishedCycle | None]]:
+    """Each reference time with the highest revision of its cycle, or None; a day is listed once while they rise."""
+    listed, standing = None, {}
+    for time in reference_times:
+        day = time.astype("datetime64[D]")
+        if day != listed:
+            cycles = _cycles_of_day(product_folder(root, product), str(day).replace("-", "/"))
+            listed, standing = day, {c.reference_time: c for c in _highest_revisions(cycles)}
+        yield time, standing.get(time)
 
 
 def newest_cycle(root: str, product: str) -> PublishedCycle | None:
@@ -111,7 +124,7 @@ def latest_cycle(root: str, product: str) -> PublishedCycle | None:
     return cycle if cycle is not None and os.path.isdir(cycle.path) else None
 
 
-def _highest_revisions(cycles: Iterator[PublishedCycle]) -> list[PublishedCycle]:
+def _highest_revisions(cycles: Iterable[PublishedCycle]) -> list[PublishedCycle]:
     return list({c.reference_time: c for c in sorted(cycles)}.values())
 
 
@@ -119,9 +132,9 @@ def _subfolders(folder: Path, digits: int) -> list[str]:
     return sorted((n for n in _names(folder) if len(n) == digits and n.isdigit()), reverse=True)
 
 
-def _cycles_of_day(folder: Path, day: str) -> Iterator[PublishedCycle]:
+def _cycles_of_day(folder: Path, day: str, prefix: str = "") -> Iterator[PublishedCycle]:
     for name in _names(folder / day):
-        cycle = parse_cycle(folder, f"{day}/{name}")
+        cycle = parse_cycle(folder, f"{day}/{name}") if name.startswith(prefix) else None
         if cycle is not None:
             yield cycle
 

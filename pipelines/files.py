@@ -2,14 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import OutputError
-from pipelines.threads import map_on
 
-_TOGETHER = 4  # a file system commits at once what is asked of it at once: four waits cost little more than one
+_TOGETHER = 16  # a file system commits at once what is asked of it at once: many waits cost little more than one
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Writes new read-only files and waits until the disk has them all; an existing one is an error."""
-    map_on(_TOGETHER, write_file, files, files.values())
+    _together(write_file, files, files.values())
 
 
 def replace_file(path: Path, data: bytes, temporary: Path) -> None:
@@ -69,7 +71,21 @@ def folders_of(top: Path) -> list[Path]:
 
 def sync_folders(folders: Iterable[Path]) -> None:
     """Waits until the disk has the entries of all folders."""
-    map_on(_TOGETHER, sync_folder, folders)
+    _together(sync_folder, folders)
+
+
+def _together(function: Callable[..., None], *arguments: Iterable[Any]) -> None:
+    """Calls the function for each, some at once; when it returns or raises, none runs any more."""
+    calls = [_waiting().submit(function, *values) for values in zip(*arguments, strict=True)]
+    wait(calls)
+    for call in calls:
+        call.result()
+
+
+@cache
+def _waiting() -> ThreadPoolExecutor:
+    """Threads that do little but wait for the disk, started once."""
+    return ThreadPoolExecutor(_TOGETHER, "disk")
 
 
 def _free_bytes(path: Path) -> str:

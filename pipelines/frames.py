@@ -52,7 +52,23 @@ def choose_frames(
     """
     check_times(times, where)
     reference = times[-1] if reference_time is None else reference_time.astype("datetime64[ns]")
-    wanted = [reference + offset for offset in frame_offsets(times, spec, where)]
+    return nearest_frames(times, product, spec, reference, frame_offsets(times, spec, where), where)
+
+
+def nearest_frames(
+    times: Times,
+    product: str,
+    spec: InputSpec,
+    reference: np.datetime64,
+    offsets: Sequence[np.timedelta64],
+    where: str,
+) -> Cycle:
+    """What `choose_frames` gives, for times that were checked and offsets that are known; for many cycles of a store.
+
+    Raises:
+        NotYetError, InputError: a frame is missing, as in `choose_frames`.
+    """
+    wanted = [reference + offset for offset in offsets]
     found = [find_nearest(times, time, _ns(spec.tolerance)) for time in wanted]
     for time, index in zip(wanted, found, strict=True):
         if index is None and (spec.missing_frame == "refuse" or time == reference):

@@ -49,12 +49,14 @@ class Crew:
     Attributes:
         cores: of all workers together; beside GPUs they do everything but infer.
         in_flight: blocks that each has under way at the same time; None = one on a CPU, one a core beside GPUs.
+        per_gpu: workers that share a GPU.
     """
 
     workers: int = 1
     shared: bool = True
     cores: int = 1
     in_flight: int | None = None
+    per_gpu: int = 1
 
     def flight(self, blocks: int) -> "Flight":
         """How many of so many blocks each worker has in flight, and the threads of each."""
@@ -218,7 +220,7 @@ def _cost(tiling: Tiling, crew: Crew, pace: Pace) -> float:
     cells = min(tiling.block[0], tiling.grid[0]) * min(tiling.block[1], tiling.grid[1])
     cores = max(1, crew.cores // workers)
     first = infer + cells * pace.host * (_ALONE + (1 - _ALONE) / crew.flight(blocks).threads)
-    return first + (rounds - 1) * max(infer, cells * pace.host / cores)
+    return first + (rounds - 1) * max(infer * crew.per_gpu, cells * pace.host / cores)
 
 
 def _no_tile(grid: Shape, halo: int, needs: Needs, spec: TilingSpec) -> str:

@@ -219,6 +219,7 @@ class Product(Part):
     output: OutputSpec
     deadline: Positive | None = None
     workers: CountOrAuto = "auto"
+    workers_per_gpu: CountOrAuto = "auto"
     blocks_in_flight: CountOrAuto = "auto"
     keep_warm: NotNegative = timedelta(minutes=15)
 

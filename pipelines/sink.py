@@ -9,7 +9,6 @@ revision. docs/decisions/003-publish-by-rename.md
 import errno
 import fcntl
 import filecmp
-import json
 import os
 import secrets
 import shutil
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import staging
-from pipelines.cf import Attribute, Provenance, as_json, store_files
+from pipelines.cf import Attribute, Provenance, StoreTemplate, add_attributes, store_template
 from pipelines.cycles import (
     LATEST,
     PublishedCycle,
@@ -54,7 +53,7 @@ from pipelines.threads import map_on
 
 __all__ = [
     "Draft", "Layout", "Provenance", "abort", "choose_layout", "describe", "expire", "make_draft", "open_draft",
-    "point_latest", "publish", "sweep", "write_block",
+    "point_latest", "publish", "store_template", "sweep", "write_block",
 ]  # fmt: skip
 
 _NAMED = 8  # shards or files that a message names before it only counts
@@ -88,11 +87,11 @@ def open_draft(
 ) -> Draft:
     """A store with all metadata and coordinates and no shards yet, in a staging folder of its own.
 
-    Args and errors: of `make_draft` and of `describe`.
+    Args and errors: of `make_draft`, `store_template` and `describe`.
     """
     draft = make_draft(root, product, reference_time, layout, replace)
     try:
-        describe(draft, grid, lead_times, attributes, provenance)
+        describe(draft, store_template(product, grid, lead_times, layout, attributes), provenance)
     except BaseException:
         abort(draft)
         raise
@@ -124,27 +123,17 @@ def make_draft(root: str, product: str, reference_time: np.datetime64, layout: L
     return draft
 
 
-def describe(
-    draft: Draft,
-    grid: Grid,
-    lead_times: Sequence[timedelta],
-    attributes: Mapping[str, Attribute],
-    provenance: Provenance,
-) -> None:
+def describe(draft: Draft, template: StoreTemplate, provenance: Provenance) -> None:
     """Writes all metadata and coordinates, once; shards may be written at the same time.
 
-    Args:
-        attributes: of the variable; `units` is required, standard_name and long_name are wise.
-
     Raises:
-        ConfigError: grid, lead times, layout and names do not fit each other.
         OutputError: the store cannot be written (names the path and the free bytes).
     """
-    files = store_files(draft.product, draft.reference_time, grid, lead_times, draft.layout, attributes, provenance)
+    files = {draft.store / key: data for key, data in template.files(draft.reference_time, provenance).items()}
     with output_errors(Path(draft.staging)):
-        for key in files:
-            (draft.store / key).parent.mkdir(parents=True, exist_ok=True)
-        write_files({draft.store / key: data for key, data in files.items()})
+        for folder in {path.parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        write_files(files)
         sync_folders(folders_of(draft.store))
 
 
@@ -171,12 +160,15 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int 
     return sum(map_on(threads, partial(_write_shard, draft), shards, parts))
 
 
-def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False) -> PublishedCycle:
+def publish(
+    draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False, point: bool = True
+) -> PublishedCycle:
     """Makes the draft visible in one step and moves `latest` to it if it is the newest.
 
     Args:
         outcome: what is known only at the end, such as the missing share; kept as `squall_...` attributes.
         replace: publish as the next revision if the cycle stands already.
+        point: False leaves `latest` to a `point_latest` of the caller, who publishes many cycles.
 
     Raises:
         IncompleteError: shards are missing or damaged (names them); nothing was published.
@@ -188,7 +180,8 @@ def publish(draft: Draft, outcome: Mapping[str, Attribute] | None = None, replac
         _record_outcome(draft, outcome or {})
         sync_folders([draft.store, *_shard_folders(draft)])  # the others did not change since `describe`
         cycle = _claim(draft, replace)
-        point_latest(draft.root, draft.product)
+        if point:
+            point_latest(draft.root, draft.product)
     abort(draft)
     return cycle
 
@@ -288,9 +281,8 @@ def _fault(path: Path, layout: Layout) -> str | None:
 
 def _record_outcome(draft: Draft, outcome: Mapping[str, Attribute]) -> None:
     path = draft.store / "zarr.json"
-    group = json.loads(path.read_bytes())
-    group["attributes"] |= {f"squall_{name}": value for name, value in outcome.items()}
-    replace_file(path, as_json(group), _part(draft))
+    attributes = {f"squall_{name}": value for name, value in outcome.items()}
+    replace_file(path, add_attributes(path.read_bytes(), attributes), _part(draft))
 
 
 def _claim(draft: Draft, replace: bool) -> PublishedCycle:

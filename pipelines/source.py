@@ -39,6 +39,7 @@ __all__ = [
     "find_inputs",
     "is_missing",
     "open_source",
+    "without_absent",
 ]
 
 Raw = NDArray[np.generic]
@@ -176,12 +177,22 @@ def find_inputs(source: Source, product: Product, reference_time: np.datetime64 
     """
     cycle = choose_frames(source.times, product.name, product.input, reference_time, source.where)
     stored = [index is not None and source.is_stored(index) for index in cycle.frame_indices]
+    return without_absent(cycle, stored, product.input.missing_frame, source.where)
+
+
+def without_absent(cycle: Cycle, stored: Sequence[bool], missing_frame: str, where: str) -> Cycle:
+    """The cycle without the frames of which nothing is stored.
+
+    Args:
+        stored: whether each frame is.
+
+    Raises:
+        NotYetError: such a frame is the newest, or `missing_frame` is `refuse`.
+    """
     for time, index, is_there in zip(cycle.frame_times, cycle.frame_indices, stored, strict=True):
         newest = time == cycle.frame_times[-1]
-        if index is not None and not is_there and (newest or product.input.missing_frame == "refuse"):
-            raise NotYetError(
-                f"frame {text_of(time)} of {source.where} is on the time axis, but nothing of it is stored"
-            )
+        if index is not None and not is_there and (newest or missing_frame == "refuse"):
+            raise NotYetError(f"frame {text_of(time)} of {where} is on the time axis, but nothing of it is stored")
     indices = (index if is_there else None for index, is_there in zip(cycle.frame_indices, stored, strict=True))
     return replace(cycle, frame_indices=tuple(indices))
 

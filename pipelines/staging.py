@@ -78,6 +78,11 @@ def abandoned(root: str, product: str) -> list[Path]:
     return [p for p in sorted(folder.glob("*~*")) if _is_abandoned(p, here)]
 
 
+def has_drafts(root: str, product: str) -> bool:
+    """True if any process has a folder of work in progress, or has left one."""
+    return any((product_folder(root, product) / _STAGING).glob("*~*"))
+
+
 def _is_abandoned(path: Path, here: Owner) -> bool:
     parts = path.name.split("~")
     if len(parts) != 6 or not parts[3].isdigit():

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from engines.base import ModelError
 from engines.graph import MOVERS, first_line
 
-CONVERTER_VERSION = "2"  # raise it with every change of what a rewrite gives: engines are kept by it
+CONVERTER_VERSION = "3"  # raise it with every change of what a rewrite gives: engines are kept by it
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 OPSETS = range(13, 18)  # from per-channel Q/DQ to the newest that TensorRT 8.6 reads
 

@@ -3,6 +3,7 @@
 from engines.trt.build import BuildCancelledError, build
 from engines.trt.builder import Built
 from engines.trt.engine import TensorRTEngine
+from engines.trt.memory import Memory
 from engines.trt.progress import Progress
 from engines.trt.report import BuildReport
 from engines.trt.surface import Surface, load_surface
@@ -11,6 +12,7 @@ __all__ = [
     "BuildCancelledError",
     "BuildReport",
     "Built",
+    "Memory",
     "Progress",
     "Surface",
     "TensorRTEngine",

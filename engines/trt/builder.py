@@ -16,6 +16,7 @@ from engines.trt.network import (
     hold_to_float32,
     parse,
     read_types,
+    type_ports,
     typing_flags,
 )
 from engines.trt.report import BuildReport, count_engine_layers, inspect_engine
@@ -75,6 +76,8 @@ def build_here(
     builder = surface.module.Builder(logger)
     network = surface.new_network(builder, flags)
     parse(surface, network, model, logger)
+    if "STRONGLY_TYPED" not in flags:
+        type_ports(surface, network, model)
     if "OBEY_PRECISION_CONSTRAINTS" in flags:
         hold_to_float32(surface, network, types)
     config = _configure(surface, builder, network, spec, flags)

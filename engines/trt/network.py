@@ -114,6 +114,17 @@ def parse(surface: Surface, network: Any, path: Path, logger: Any) -> None:
         )
 
 
+def type_ports(surface: Surface, network: Any, path: Path) -> None:
+    """Give input and output of an untyped network the types of the graph; older parsers may leave half at float32."""
+    half = surface.members("DataType")["HALF"]
+    graph = _load(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    (given,) = (value for value in graph.input if value.name not in weights)
+    for port, tensor in ((given, network.get_input(0)), (graph.output[0], network.get_output(0))):
+        if port.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 and tensor.dtype != half:
+            tensor.dtype = half
+
+
 def hold_to_float32(surface: Surface, network: Any, types: Types) -> int:
     """How many layers were held to float32: all of an untyped network that the graph does not compute in half.
 

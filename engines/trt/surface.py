@@ -77,6 +77,35 @@ class Surface:
 
         return Logger()
 
+    def new_allocator(self, take: Callable[[int, int], int], give_back: Callable[[int], bool]) -> Any:
+        """A TensorRT allocator of device memory; it must outlive the engines that use it.
+
+        Args:
+            take: (bytes, alignment) to an address, 0 if there is none.
+            give_back: takes an address; False if it is unknown.
+        """
+
+        class Allocator(self.module.IGpuAllocator):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+
+            def allocate(self, size: int, alignment: int, flags: int) -> int:
+                return take(size, alignment)
+
+            def deallocate(self, memory: int) -> bool:
+                return give_back(memory)
+
+            def allocate_async(self, size: int, alignment: int, flags: int, stream: int) -> int:
+                return take(size, alignment)
+
+            def deallocate_async(self, memory: int, stream: int) -> bool:
+                return give_back(memory)
+
+            def reallocate(self, address: int, alignment: int, new_size: int) -> int:
+                return 0
+
+        return Allocator()
+
     def new_network(self, builder: Any, flags: frozenset[str]) -> Any:
         """An empty network with these flags; an explicit batch axis, which older releases must be asked for."""
         known = self.members("NetworkDefinitionCreationFlag")

@@ -1,5 +1,6 @@
 """The benchmark of throughput: what its floor, its rivals, its stores and its picture are made of."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.floor import PARTS, Bare, Coding, Floor, floor_of, stack
+from benchmarks.floor import PARTS, Bare, Coding, Floor, floor_of, measure_bare, stack
 from benchmarks.rivals import EngineTask, bounds, load_task
-from benchmarks.sampler import Sample, Sampler, mean
+from benchmarks.sampler import Gpus, Sample, Sampler, mean
 from benchmarks.throughput import QUICK, Bench, Ran, Report, run_section
 from benchmarks.timeline import LANES, busy_share, draw_timeline, rows_of
 from benchmarks.wet import STEP_CODES, wet_codes, write_archive, write_wet
+from engines.base import Split
 from jobs.trace import DRIVER, Activity
 from pipelines.product import InputSpec, Last
 from pipelines.source import Source, open_source
@@ -138,7 +140,7 @@ def test_a_timeline_of_nothing_is_refused(tmp_path: Path) -> None:
 def test_a_sampler_looks_while_something_runs_and_no_longer() -> None:
     with Sampler(0.001) as sampler:
         while len(sampler.samples) < 3:
-            pass
+            time.sleep(0.001)
     known = len(sampler.samples)
     assert [s.time for s in sampler.samples] == sorted(s.time for s in sampler.samples)
     assert all(0 <= s.cores <= 1 for s in sampler.samples)
@@ -194,3 +196,67 @@ def test_the_product_of_a_case_takes_settings_and_cuts_its_grid(tmp_path: Path, 
     assert case.prepared.plan.tiling.tile == (128, 128)
     assert yaml.safe_load((case.folder / "product.yaml").read_text())["tiling"] == {"tile": [128, 128]}
     assert bench.case("fmi") is case
+
+
+class TimedEngine:
+    """An engine whose parts take as long as it is told: 1 ms in, 4 ms of compute, 3 ms back, 0.5 ms to queue."""
+
+    def __call__(self, batch):
+        time.sleep(0.010)
+        return np.zeros((len(batch), 3, 4, 4), np.float16)
+
+    def timed(self, batch):
+        return Split(0.001, 0.004, 0.003, 0.0005)
+
+    def map(self, batches):
+        yield from (batch for batch in batches if time.sleep(0.006) is None)
+
+
+def test_the_engine_alone_is_split_into_gpu_time_and_the_hosts_own() -> None:
+    batches = [np.zeros((2, 2, 4, 4), np.float16)] * 3
+    bare = measure_bare(TimedEngine(), batches)
+    assert (bare.gpu, bare.core, bare.enqueue) == (0.004, 0.0, 0.0005)
+    assert bare.around >= 0.002 - 1e-4
+    assert bare.in_row >= 0.006
+    assert (bare.bytes_in, bare.bytes_out) == (2 * 2 * 16 * 2, 2 * 3 * 16 * 2)
+
+
+def test_an_engine_on_the_cores_costs_the_cores() -> None:
+    bare = measure_bare(lambda batch: np.sort(batch.ravel()), [np.random.default_rng(0).random((1, 1, 300, 300))])
+    assert bare.gpu == bare.enqueue == bare.around == 0
+    assert bare.core > 0
+
+
+class Nvml:
+    """A driver library with two GPUs, one of which tells nothing about its link."""
+
+    def __getattr__(self, name):
+        def answer(*arguments):
+            *given, place = arguments or (None,)
+            if name == "nvmlDeviceGetCount_v2":
+                place._obj.value = 2
+            elif name == "nvmlDeviceGetHandleByIndex_v2":
+                place._obj.value = given[0] + 1
+            elif name == "nvmlDeviceGetUtilizationRates":
+                place._obj.gpu = 40 * given[0].value
+            elif name == "nvmlDeviceGetMemoryInfo":
+                place._obj.used = 1000
+            elif name == "nvmlDeviceGetPcieThroughput":
+                place._obj.value = 7
+                return 0 if given[0].value == 1 else 3
+            return 0
+
+        return answer
+
+
+def test_gpus_are_read_together_and_what_cannot_be_read_is_left_out(monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.sampler.ctypes.CDLL", lambda name: Nvml())
+    assert Gpus().look() == (0.8, 14_000, 2000)
+
+
+def test_without_the_library_of_the_driver_there_are_no_gpus(monkeypatch) -> None:
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr("benchmarks.sampler.ctypes.CDLL", missing)
+    assert Gpus().look() == (None, None, None)

@@ -4,6 +4,7 @@ import getpass
 import socket
 from contextlib import contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import zoo
-from engines.base import Accounted, EngineError, InferenceError, OutOfMemoryError, PlainLane, Split, Streaming, Timed
+from engines.base import Accounted, EngineError, InferenceError, OutOfMemoryError, Overlapping, Split, Timed
 from engines.bench import Effort, Meter, Subject, bench, noise
 from engines.bench_report import (
     Difference,
@@ -69,7 +70,8 @@ class FakeEngine:
 
     @contextmanager
     def lane(self, shape):
-        yield PlainLane(self, np.zeros(shape, self.specs[0].dtype))
+        given = np.empty(shape, self.specs[0].dtype)
+        yield SimpleNamespace(given=given, run=lambda: self(given))
 
     def warm(self, shape):
         self(np.zeros(shape, self.specs[0].dtype))
@@ -81,12 +83,16 @@ class FakeEngine:
 class FakeGpuEngine(FakeEngine):
     """Can do all that an engine may be able to."""
 
-    activation_bytes, buffer_bytes = 300, 200
+    activation_bytes, buffer_bytes, lanes = 300, 200, 1
 
-    def map(self, batches, lanes=3):
-        for batch in batches:
-            self.desk.time += self.seconds * len(batch) / 2
-            yield batch
+    @contextmanager
+    def lane(self, shape):
+        def run():
+            self.desk.time += self.seconds * shape[0] / 2
+            return given
+
+        given = np.empty(shape, self.specs[0].dtype)
+        yield SimpleNamespace(given=given, run=run)
 
     def timed(self, batch):
         return Split(1e-3, 3e-3, 2e-3, 1e-4)
@@ -117,7 +123,7 @@ def laps(*rounds):
 
 def test_what_engines_may_be_able_to_do_is_seen_by_what_they_have(desk):
     able, plain = FakeGpuEngine(desk, "a"), FakeEngine(desk, "b")
-    for ability in (Timed, Streaming, Accounted):
+    for ability in (Timed, Overlapping, Accounted):
         assert isinstance(able, ability)
         assert not isinstance(plain, ability)
 

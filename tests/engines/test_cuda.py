@@ -23,10 +23,12 @@ def test_without_the_bindings_there_are_no_gpus_and_the_reason_names_what_to_ins
 
 def test_the_real_bindings_have_every_function_that_we_call():
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (extra rtx)")
-    names = "GetDeviceCount Malloc HostAlloc Free FreeHost MemcpyAsync StreamCreate StreamDestroy StreamSynchronize "
-    names += "StreamWaitEvent EventCreate EventDestroy EventRecord EventSynchronize EventElapsedTime SetDevice "
-    names += "MemGetInfo GetDeviceProperties"
+    names = "GetDeviceCount Malloc HostAlloc Free FreeHost MemcpyAsync StreamCreateWithFlags StreamDestroy "
+    names += "StreamSynchronize StreamWaitEvent EventCreate EventCreateWithFlags EventDestroy EventRecord "
+    names += "EventSynchronize EventElapsedTime SetDevice MemGetInfo GetDeviceProperties"
     assert all(hasattr(runtime, f"cuda{name}") for name in names.split())
+    flags = runtime.cudaStreamNonBlocking, runtime.cudaEventBlockingSync, runtime.cudaEventDisableTiming
+    assert flags == (1, 1, 2)
     assert runtime.cudaMemcpyKind.cudaMemcpyDefault.value == 4
 
 

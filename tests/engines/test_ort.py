@@ -91,6 +91,34 @@ def test_memory_is_given_back_when_the_shape_changes(small):
     assert process.memory_info().rss - before < large / 2
 
 
+def test_threads_in_lanes_of_one_engine_get_what_one_by_one_gives(small):
+    engine, tiles = OrtEngine(small), [noise(1 + n % 2, 4, 64, 64) * (n + 1) for n in range(8)]
+    expected = [engine(tile) for tile in tiles]
+
+    def run(tile):
+        with engine.lane(tile.shape) as lane:
+            lane.given[...] = tile
+            return lane.run()
+
+    with ThreadPoolExecutor(4) as pool:
+        for out, want in zip(pool.map(run, tiles), expected, strict=True):
+            np.testing.assert_array_equal(out, want)
+
+
+def test_a_lane_is_used_again_for_the_same_shape(small):
+    engine, given = OrtEngine(small), []
+    for shape in [(1, 4, 64, 64), (1, 4, 64, 64), (2, 4, 64, 64)]:
+        with engine.lane(shape) as lane:
+            assert (lane.given.shape, lane.given.dtype) == (shape, np.float32)
+            given.append(lane.given)
+    assert given[0] is given[1]
+    with pytest.raises(InferenceError, match="does not fit the input"), engine.lane((1, 3, 64, 64)):
+        pass
+    engine.close()
+    with pytest.raises(InferenceError, match="is closed"), engine.lane((1, 4, 64, 64)):
+        pass
+
+
 def test_warming_up_changes_nothing(small):
     engine, tile = OrtEngine(small), noise(1, 4, 64, 64)
     engine.warm((1, 4, 64, 64))
@@ -114,7 +142,7 @@ def test_a_tile_that_is_no_multiple_of_the_stride_is_an_inference_error(small, c
 
 
 def test_a_batch_of_a_wrong_type_is_an_inference_error(small):
-    with pytest.raises(InferenceError, match="double"):
+    with pytest.raises(InferenceError, match="a batch of float64 does not fit the input x: float32"):
         OrtEngine(small)(np.zeros((1, 4, 64, 64)))  # type: ignore[arg-type]
 
 

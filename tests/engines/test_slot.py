@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -12,13 +13,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engines.base import Engine, InferenceError, PlainLane
+from engines.base import Engine, InferenceError
 from engines.ort import OrtEngine
 from engines.slot import Candidate, Slot, SlotError, Standby, State
 from engines.spec import TensorSpec
 
 SHAPE = (1, 2, 8, 8)
 SWAPS = 100
+
+
+@dataclass
+class FakeLane:
+    engine: "FakeEngine"
+    given: np.ndarray
+
+    def run(self):
+        return self.engine(self.given)
 
 
 class FakeEngine:
@@ -38,7 +48,7 @@ class FakeEngine:
 
     @contextmanager
     def lane(self, shape):
-        yield PlainLane(self, np.zeros(shape, self.specs[0].dtype))
+        yield FakeLane(self, np.empty(shape, np.float32))
 
     def warm(self, shape):
         self(np.zeros(shape, np.float32))
@@ -245,6 +255,25 @@ def test_an_engine_that_shares_memory_never_runs_at_once_with_the_active_one():
         for job in jobs:
             job.result()
     assert overlaps == [False] * 6
+
+
+def test_a_lane_is_a_batch_in_flight_until_it_is_given_back(slot, engines):
+    slot.prepare(candidate(engines[1]), SHAPE)
+    with slot.lane(SHAPE) as lane:
+        lane.given[:] = 1
+        with pytest.raises(SlotError, match=r"a batch did not end within 0\.01 s; still active 0"):
+            slot.swap(timeout_seconds=0.01)
+        assert (lane.version, float(lane.run().flat[0])) == ("0", 1.0)
+    assert slot.swap() == "1"
+    with slot.lane(SHAPE) as lane:
+        lane.given[:] = 1
+        assert (lane.version, float(lane.run().flat[0])) == ("1", 2.0)
+
+
+def test_a_closed_slot_has_no_lanes(slot):
+    slot.close()
+    with pytest.raises(InferenceError, match="closed"), slot.lane(SHAPE):
+        pass
 
 
 # Real engines under load

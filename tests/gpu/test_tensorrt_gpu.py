@@ -7,6 +7,8 @@ The numbers that it measures are printed; limits are only on what must hold on a
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import onnx
@@ -16,9 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import cuda, zoo
 from engines.base import Engine, EngineError, InferenceError, OutOfMemoryError
 from engines.ort import OrtEngine
-from engines.precision import describe, to_half, to_int8
+from engines.precision import describe, to_half, to_half_ports, to_int8
+from engines.slot import Candidate, Slot
 from engines.spec import BuildSpec, Profile
-from engines.trt import BuildCancelledError, TensorRTEngine, build
+from engines.trt import BuildCancelledError, Memory, TensorRTEngine, build
 from engines.trt.refit import digest_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -50,6 +53,13 @@ def milliseconds(function, times=30):
         function()
         taken.append((time.perf_counter() - started) * 1e3)
     return float(np.median(taken))
+
+
+def run(engine, batch):
+    """As a call, through a lane."""
+    with engine.lane(batch.shape) as lane:
+        lane.given[...] = batch
+        return lane.run().copy()
 
 
 def show(**numbers):
@@ -119,11 +129,41 @@ def test_half_is_half_faster_and_near(unet, built, half):
     batch, reference = noise(4, 4, 256, 256), OrtEngine(unet, threads=8)
     whole, halved = TensorRTEngine(built.engine), TensorRTEngine(made.engine)
     error = relative(halved(batch), reference(batch))
-    slow, fast = (milliseconds(lambda engine=engine: engine.lend(batch)) for engine in (whole, halved))
+    slow, fast = (milliseconds(lambda engine=engine: run(engine, batch)) for engine in (whole, halved))
     show(error=f"{error:.1e}", float32_ms=f"{slow:.2f}", half_ms=f"{fast:.2f}")
     assert error < 2e-2
     whole.close()
     halved.close()
+
+
+def test_half_input_and_output_give_the_same_bits_and_move_half_of_the_bytes(folder):
+    """Convolutions from end to end, as the U-Net has a float32 path beside them; float32 and half ports are built."""
+    kernel = np.random.default_rng(0).normal(scale=0.2, size=(8, 2, 3, 3)).astype(np.float32)
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+        node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "v"], ["y"], "last", pads=[1] * 4),
+    ]
+    path = save(folder / "plain.onnx", nodes, {"w": kernel, "v": np.swapaxes(kernel, 0, 1).copy()}, 2)
+    whole = to_half(onnx.load(path))
+    spec, engines = BuildSpec((Profile.up_to((4, 2, 256, 256)),)), []
+    for name, model in (("whole", whole), ("narrow", to_half_ports(whole))):
+        onnx.save(model, folder / f"{name}.onnx")
+        made = build(folder / f"{name}.onnx", spec)
+        assert made.report.engine_layers["float16"] > 0
+        engines.append(TensorRTEngine(made.engine))
+    wide, narrow = engines
+    assert [spec.dtype for spec in narrow.specs] == ["float16", "float16"]
+    assert narrow.buffer_bytes == wide.buffer_bytes / 2
+    batch = noise(4, 2, 256, 256)
+    got, want = narrow(batch), wide(batch)
+    reference = OrtEngine(path, threads=8)(batch)
+    show(differing=int((got != want).sum()), narrow=narrow.timed(batch), wide=wide.timed(batch))
+    assert got.dtype == np.float32
+    assert relative(got, reference) < 2e-2
+    assert relative(got, want) < 1e-2  # the same bits where both builds choose the same kernels
+    for engine in engines:
+        engine.close()
 
 
 def save(path, nodes, weights, planes, size=("h", "w"), dtype=TensorProto.FLOAT):
@@ -178,7 +218,7 @@ def test_int8_is_int8_and_near(unet, folder):
     made = build(folder / "int8.onnx", QUICK)
     engine, batch = TensorRTEngine(made.engine), noise(4, 4, 256, 256)
     error = relative(engine(batch), OrtEngine(unet, threads=8)(batch))
-    show(int8=made.report, error=f"{error:.1e}", ms=f"{milliseconds(lambda: engine.lend(batch)):.2f}")
+    show(int8=made.report, error=f"{error:.1e}", ms=f"{milliseconds(lambda: run(engine, batch)):.2f}")
     assert made.report.engine_layers["int8"] > 0
     assert error < 0.2
     engine.close()
@@ -212,14 +252,37 @@ def test_advection_equals_onnx_runtime_but_for_cells_on_the_edge_of_rounding(fol
     engine.close()
 
 
-def test_batches_in_a_row_equal_single_ones_and_overlap(built):
-    engine, batches = TensorRTEngine(built.engine), [noise(4, 4, 256, 256, seed=n) for n in range(16)]
+def test_lanes_of_four_threads_equal_single_batches_and_overlap(built):
+    engine, batches = TensorRTEngine(built.engine), [noise(1 + n % 4, 4, 256, 256, seed=n) for n in range(16)]
     alone = [engine(batch) for batch in batches]
-    for got, want in zip((out.copy() for out in engine.map(batches)), alone, strict=True):
-        np.testing.assert_array_equal(got, want)
-    serial = milliseconds(lambda: [engine.lend(batch) for batch in batches], 5)
-    row = milliseconds(lambda: list(map(id, engine.map(batches))), 5)
-    show(serial_ms=f"{serial / 16:.2f}", in_a_row_ms=f"{row / 16:.2f}")
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for got, want in zip(pool.map(lambda batch: run(engine, batch), batches), alone, strict=True):
+                np.testing.assert_array_equal(got, want)
+    with ThreadPoolExecutor(3) as pool:
+        serial = milliseconds(lambda: [engine.warm(batch.shape) for batch in batches], 5)
+        row = milliseconds(lambda: list(pool.map(lambda batch: engine.warm(batch.shape), batches)), 5)
+    show(serial_ms=f"{serial / 16:.2f}", in_lanes_ms=f"{row / 16:.2f}")
+    engine.close()
+
+
+def test_queueing_a_batch_costs_little_of_the_host(built):
+    engine, shape = TensorRTEngine(built.engine), (4, 4, 256, 256)
+    engine.warm(shape)
+    with engine.lane(shape) as one, engine.lane(shape) as other:
+        lanes = [one, other] * 20
+        started = time.thread_time()
+        for lane in lanes:
+            lane.run()
+        seconds = time.thread_time() - started
+    split = engine.timed(noise(*shape))
+    show(host_ms=f"{seconds / len(lanes) * 1e3:.3f}", compute_ms=f"{split.compute_seconds * 1e3:.2f}")
+    context = engine._context
+    addresses = [lane.buffers.given.handle for lane in (one, other)] * 500
+    started = time.perf_counter()
+    for address in addresses:
+        context.set_tensor_address(engine.specs[0].name, address)
+    show(set_tensor_address_us=f"{(time.perf_counter() - started) * 1e6 / len(addresses):.2f}")
     engine.close()
 
 
@@ -269,21 +332,65 @@ def test_a_timing_cache_that_is_none_is_left_aside(unet):
     assert any("of another GPU or TensorRT" in warning for warning in made.report.warnings)
 
 
-def test_two_engines_compute_in_one_block(built, half):
-    sizes = []
-    for engine_file in (built.engine, half[1].engine):
-        engine = TensorRTEngine(engine_file)
-        sizes.append(engine.activation_bytes)
-        engine.close()
-    with cuda.DeviceBuffer(max(sizes)) as block:
-        engines = [TensorRTEngine(file, activation=lambda needed: block) for file in (built.engine, half[1].engine)]
-        alone = [TensorRTEngine(file) for file in (built.engine, half[1].engine)]
-        batch = noise(2, 4, 128, 128)
-        for _ in range(3):
-            for shared, own in zip(engines, alone, strict=True):
-                np.testing.assert_array_equal(shared(batch), own(batch))
+def test_two_engines_share_memory_and_give_the_bits_of_engines_alone(built, half):
+    files = built.engine, half[1].engine
+    with closing(Memory()) as memory:
+        engines, alone = [TensorRTEngine(file, memory=memory) for file in files], list(map(TensorRTEngine, files))
+        batches = [noise(1 + n % 4, 4, 128, 128, seed=n) for n in range(8)]
+        want = [[engine(batch) for batch in batches] for engine in alone]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                jobs = [[pool.submit(run, engine, batch) for batch in batches] for engine in engines]
+                for row, rights in zip(jobs, want, strict=True):
+                    for job, right in zip(row, rights, strict=True):
+                        np.testing.assert_array_equal(job.result(), right)
         for engine in (*engines, *alone):
             engine.close()
+
+
+def test_standbys_in_shared_memory_take_none_from_the_third_on(built):
+    with closing(Memory()) as memory:
+        active, free = TensorRTEngine(built.engine, memory=memory), []
+        batch = noise(2, 4, 128, 128)
+        want = active(batch)
+        for _ in range(10):
+            standby = TensorRTEngine(built.engine, memory=memory)
+            np.testing.assert_array_equal(standby(batch), want)
+            active.close()
+            active = standby
+            free.append(cuda.free_bytes())
+        np.testing.assert_array_equal(active(batch), want)
+        show(weights_bytes=memory.weights.nbytes, free=free)
+        assert free[2] - free[-1] < 4 << 20
+        active.close()
+
+
+def test_memory_grows_for_an_engine_of_larger_output_under_the_one_at_work(built, folder):
+    wide = zoo.write_package(zoo.UnetSpec(width=16, depth=3, leads=40), folder / "wide") / "model.onnx"
+    larger = build(wide, QUICK).engine
+    with closing(Memory()) as memory:
+        slot = Slot(Candidate("0", 0, lambda: TensorRTEngine(built.engine, memory=memory)))
+        batch, stop = noise(4, 4, 256, 256), threading.Event()
+        want, before = slot(batch), memory.lane_bytes
+
+        def work():
+            while not stop.is_set():
+                np.testing.assert_array_equal(run(slot, batch), want)
+
+        with ThreadPoolExecutor(3) as pool:
+            jobs = [pool.submit(work) for _ in range(3)]
+            try:
+                engine = TensorRTEngine(larger, memory=memory)
+                assert engine(batch).shape[1] == 40
+                assert memory.lane_bytes > before
+                time.sleep(0.1)
+            finally:
+                stop.set()
+            for job in jobs:
+                job.result()
+        show(lane_bytes=memory.lane_bytes, activation_bytes=memory.activation.nbytes)
+        engine.close()
+        slot.close()
 
 
 def test_loading_and_closing_gives_memory_back(built):

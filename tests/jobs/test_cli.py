@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, messages, exit codes; nothing here needs Ray but the last."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from jobs.cli import main
 from jobs.outcome import Exit
 
-COMMANDS = ("demo", "run", "validate", "plan", "inspect", "cycles", "verify", "models")
+COMMANDS = ("demo", "run", "backfill", "validate", "plan", "inspect", "cycles", "verify", "models")
 
 
 def squall(*args):
@@ -141,6 +142,40 @@ def test_a_run_is_drawn_listed_inspected_and_verified(product, tmp_path):
     verified = json.loads(squall("verify", product, "--threshold", "1", "--format", "json").output)
     assert [score["lead_time"] for score in verified["forecast"]] == [300, 600, 900]
     assert all(0 <= score["csi"] <= 1 for score in verified["forecast"] if np.isfinite(score["csi"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--from", "noon"], Exit.USAGE, "2016-09-28T15:30Z"),
+        (["--to", "latest"], Exit.USAGE, "write UTC such as"),
+        (["--to", "NaT"], Exit.USAGE, "write UTC such as"),
+        (["--every", "10"], Exit.USAGE, "has no unit|is no duration"),
+        (["--every", "0min"], Exit.BAD_CONFIGURATION, "at least 1"),
+        (["--every", "7min"], Exit.BAD_CONFIGURATION, "such as 5s|such as 300s"),
+        (["--from", "2024-06-01T12:20Z", "--to", "2024-06-01T12:10Z"], Exit.BAD_CONFIGURATION, "swap"),
+        (["--from", "2030-01-01", "--to", "2030-01-02"], Exit.NO_INPUT, "holds 6 from"),
+    ],
+)
+def test_an_interval_that_makes_no_sense_is_refused(product, options, code, says):
+    done = squall("backfill", product, *options)
+    assert done.exit_code == code, done.output
+    assert re.search(says, done.output)
+
+
+@pytest.mark.ray
+def test_a_backfill_says_what_it_made_and_what_failed(product):
+    done = squall("backfill", product, "--to", "2024-06-01T12:15Z", "--format", "json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    assert (report["start"], report["stop"]) == ("2024-06-01T12:05:00Z", "2024-06-01T12:15:00Z")
+    assert (report["tally"]["published"], report["tally"]["failed"]) == (3, 0)
+    frame = product.parent / "radar.zarr" / "precip_rate" / "c" / "5" / "0" / "0"
+    frame.write_bytes(b"torn")
+    done = squall("backfill", product, "output.keep=10min")
+    assert done.exit_code == Exit.GAPS, done.output
+    for text in ("1 published, 3 already, 1 failed", "failed 2024-06-01T12:25:00Z", "output.keep is 10min", "ledger"):
+        assert text in done.output
 
 
 @pytest.mark.ray

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,25 @@ def test_frames_read_by_the_workers_or_shared_by_the_node_give_the_same_bytes(re
         assert count_parts(prepared) == parts
         found = xr.open_zarr(run_cycle(prepared, pool, TIME).path, mask_and_scale=False)
         np.testing.assert_array_equal(found.precip_rate.values, whole.precip_rate.values)
+
+
+def test_frames_read_all_at_once_give_the_same_bytes(ready, rechunk):
+    rechunk(64)
+    one_by_one = run_cycle(*ready("workers=1"), TIME)
+    prepared, pool = ready("workers=1")
+    spare = replace(prepared, gpu=True)  # a core is left, as beside a GPU
+    at_once = run_cycle(spare, pool, TIME, replace_published=True)
+    assert files_of(Path(at_once.path)) == files_of(Path(one_by_one.path))
+
+
+def test_a_damaged_frame_that_is_read_all_at_once_ends_the_cycle(ready, product, rechunk):
+    rechunk(64)
+    prepared, pool = ready("workers=1")
+    chunk = product.parent / "radar.zarr" / "precip_rate" / "c" / "4" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(InputError, match=r"2024-06-01T12:20.*precip_rate"):
+        run_cycle(replace(prepared, gpu=True), pool, TIME)
+    assert left_in_staging(product) == []
 
 
 def count_parts(prepared) -> int:

@@ -12,12 +12,20 @@ from pipelines.planner import Crew
         (Resources(0, 2), None, Crew(2, shared=True, cores=2)),
         (Resources(0, 16), 4, Crew(4, shared=True, cores=16)),
         (Resources(0, 2), 8, Crew(2, shared=True, cores=2)),
-        (Resources(4, 64), None, Crew(4, shared=False, cores=64)),
+        (Resources(4, 64), None, Crew(16, shared=False, cores=64, per_gpu=4)),
         (Resources(4, 64), 1, Crew(1, shared=False, cores=64)),
+        (Resources(4, 64), 6, Crew(6, shared=False, cores=64, per_gpu=2)),
+        (Resources(1, 6), None, Crew(1, shared=False, cores=6)),
+        (Resources(2, 4), None, Crew(2, shared=False, cores=4)),
     ],
 )
-def test_a_worker_takes_a_gpu_where_there_are_gpus_and_a_core_elsewhere(resources, wanted, crew):
+def test_workers_share_gpus_where_there_are_gpus_and_take_a_core_elsewhere(resources, wanted, crew):
     assert resources.crew(wanted) == crew
+
+
+def test_the_user_says_how_many_workers_share_a_gpu():
+    assert Resources(2, 64).crew(None, per_gpu=1) == Crew(2, shared=False, cores=64)
+    assert Resources(2, 64).crew(None, per_gpu=8) == Crew(16, shared=False, cores=64, per_gpu=8)
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import yaml
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from engines.base import PlainLane
 from engines.cases import Case, save_cases
 from engines.ort import OnnxRuntime, OrtEngine
 from engines.registry import Registry
@@ -145,9 +143,8 @@ class OneSize:
         assert batch.shape[2:] == self.size
         return self.engine(batch)
 
-    @contextmanager
     def lane(self, shape):
-        yield PlainLane(self, np.zeros(shape, self.specs[0].dtype))
+        return self.engine.lane(shape)
 
     def warm(self, shape):
         self.engine.warm(shape)

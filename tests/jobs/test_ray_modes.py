@@ -110,3 +110,22 @@ def test_ctrl_c_stops_cleanly_and_publishes_nothing(product):
     assert "nothing was published" in stderr
     assert not list((product.parent / "out").rglob("*.zarr"))
     assert not list(staging.glob("*"))
+
+
+def test_ctrl_c_stops_a_backfill_cleanly_and_the_same_command_goes_on(product):
+    slow = ["tiling.tile=[16,16]", "output.shards=[8,8]", "output.chunks=[8,8]"]
+    backfill = subprocess.Popen(
+        [BIN / "squall", "backfill", product, *slow], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    out = product.parent / "out" / "tiny"
+    while backfill.poll() is None and not list(out.glob(".staging/*~*/store/precip_rate/c/0/0/*/*")):
+        time.sleep(0.05)
+    backfill.send_signal(signal.SIGINT)
+    _, stderr = backfill.communicate(timeout=30)
+    assert backfill.returncode == 130, stderr
+    assert "goes on" in stderr
+    assert not list(out.glob(".staging/*"))
+    done = command(BIN / "python", "-m", "jobs.backfill", product, "--format", "json", env=environment())
+    assert done.returncode == 0, done.stderr
+    tally = json.loads(done.stdout)["tally"]
+    assert tally["published"] + tally["already"] == len(list(out.glob("2024/06/01/*.zarr"))) == 5

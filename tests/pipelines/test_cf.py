@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pipelines.cf import Provenance, store_files
+from pipelines.cf import Provenance, add_attributes, as_json, store_files
 from pipelines.errors import ConfigError
 
 ATTRIBUTES = {"standard_name": "lwe_precipitation_rate", "units": "mm h-1"}
@@ -120,3 +120,18 @@ def test_what_does_not_fit_is_refused(shelf, changes, message):
 def test_a_name_used_twice_is_refused(shelf):
     with pytest.raises(ConfigError, match="rain_rate would name two arrays"):
         files(shelf, grid=replace(shelf.grid, crs_name="rain_rate"))
+
+
+def test_a_template_filled_in_for_each_cycle_gives_documents_as_written_in_one_piece(shelf):
+    for name, data in files(shelf).items():
+        if name.endswith("zarr.json"):
+            assert data == as_json(json.loads(data))
+
+
+def test_attributes_are_added_without_parsing_the_arrays(shelf):
+    root = files(shelf)["zarr.json"]
+    group = json.loads(root)
+    group["attributes"] |= {"squall_note": 'two\nlines, "quoted",\n "consolidated_metadata": '}
+    found = add_attributes(root, {"squall_note": 'two\nlines, "quoted",\n "consolidated_metadata": '})
+    assert found == as_json(group)
+    assert add_attributes(found, {}) == found

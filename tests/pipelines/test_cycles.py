@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.cycles import cycle_name, find_cycle, latest_cycle, list_cycles, newest_cycle, parse_cycle
+from pipelines.cycles import cycle_name, find_cycle, find_cycles, latest_cycle, list_cycles, newest_cycle, parse_cycle
 from pipelines.errors import ConfigError
 
 seconds = st.integers(0, 4_000_000_000).map(lambda s: np.datetime64(s, "s").astype("datetime64[ns]"))
@@ -72,6 +72,20 @@ def test_the_highest_revision_of_each_cycle_is_listed_oldest_first(tmp_path):
     assert newest_cycle(root, "rain").revision == 10
     assert find_cycle(root, "rain", np.datetime64("2016-09-28T15:30", "ns")).revision == 10
     assert find_cycle(root, "rain", np.datetime64("2016-09-28T15:35", "ns")) is None
+
+
+def test_many_reference_times_are_looked_up_with_one_listing_a_day(tmp_path, monkeypatch):
+    names = ["28/1530.zarr", "28/1530.r1.zarr", "28/153036.zarr", "29/0000.zarr"]
+    root = make(tmp_path, *(f"2016/09/{name}" for name in names))
+    times = np.datetime64("2016-09-28T15:00", "ns") + np.arange(60) * np.timedelta64(600, "s")
+    listed, listdir = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    found = dict(find_cycles(root, "rain", [*times, np.datetime64("2016-09-30T00:00", "ns")]))
+    assert len(listed) == 3
+    assert len(found) == 61
+    standing = {str(time)[:16]: cycle.revision for time, cycle in found.items() if cycle is not None}
+    assert standing == {"2016-09-28T15:30": 1, "2016-09-29T00:00": 0}
+    assert all(find_cycle(root, "rain", time) == cycle for time, cycle in found.items())
 
 
 def test_an_empty_day_does_not_hide_the_newest_cycle(tmp_path):

@@ -43,7 +43,7 @@ def finish(tiling: Tiling, crew: Crew) -> float:
     cores = crew.cores // workers or 1
     in_flight = min(cores, rounds)
     last = cells * PACE.host * (0.3 + 0.7 / (cores // in_flight))
-    return infer + last + (rounds - 1) * max(infer, cells * PACE.host / cores)
+    return infer + last + (rounds - 1) * max(infer * crew.per_gpu, cells * PACE.host / cores)
 
 
 def every_cut(grid, shard, needs):
@@ -65,7 +65,7 @@ def every_cut(grid, shard, needs):
 needs_ = st.builds(Needs, st.integers(0, 60), st.sampled_from([1, 4, 8, 16]), st.floats(10, 2000))
 grids = st.tuples(st.integers(50, 900), st.integers(50, 900))
 shards = st.tuples(st.sampled_from([64, 100, 256, 512]), st.sampled_from([64, 100, 256, 512]))
-crews = st.builds(Crew, st.integers(1, 6), st.booleans(), st.integers(1, 40))
+crews = st.builds(Crew, st.integers(1, 6), st.booleans(), st.integers(1, 40), st.none(), st.integers(1, 4))
 
 
 @settings(max_examples=40, deadline=None)

@@ -169,6 +169,14 @@ def test_latest_follows_the_newest_cycle_and_never_goes_back(shelf):
     assert os.readlink(shelf.folder / LATEST) == "2016/09/29/0000.zarr"
 
 
+def test_latest_may_be_left_to_the_caller_who_publishes_many(shelf):
+    first = shelf.publish("2016-09-28T15:30")
+    second = sink.publish(shelf.filled("2016-09-28T15:35"), point=False)
+    assert latest_cycle(shelf.root, "rain") == first
+    sink.point_latest(shelf.root, "rain")
+    assert latest_cycle(shelf.root, "rain") == second
+
+
 def test_a_slow_publisher_does_not_take_latest_back(shelf, monkeypatch):
     """One publisher has seen where `latest` points and then sleeps while another publishes a newer cycle."""
     look, looked, faster_is_done = sink.latest_cycle, threading.Event(), threading.Event()

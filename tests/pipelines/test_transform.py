@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import pipelines.transform as transform
 from pipelines.encoding import Encoding
 from pipelines.errors import ConfigError
 from pipelines.product import InputSpec, OutputSpec, Packing
@@ -243,14 +242,13 @@ def test_half_floats_are_packed_as_their_float32_values():
 
 
 @pytest.mark.parametrize("block_cells", [1, 100, 32_768])
-def test_packing_does_not_depend_on_strides_or_blocks(monkeypatch, block_cells):
+def test_packing_does_not_depend_on_strides_or_blocks(block_cells):
     values = np.random.default_rng(0).normal(0, 50, (3, 31, 57)).astype(np.float32)
     values[:, 3:9] = np.nan
     expected = encoded(values, Encoder(Packing()))
-    monkeypatch.setattr(transform, "BLOCK_CELLS", block_cells)
     out = np.zeros((3, 40, 80), np.int16)
     kept = values.copy()
-    Encoder(Packing()).encode(values[:, 1:, ::2], out[:, 2:32, 4:33])
+    Encoder(Packing(), block_cells=block_cells).encode(values[:, 1:, ::2], out[:, 2:32, 4:33])
     np.testing.assert_array_equal(out[:, 2:32, 4:33], expected[:, 1:, ::2])
     assert (out[:, :2] == 0).all()
     assert (out[:, :, 33:] == 0).all()
@@ -274,15 +272,14 @@ def encoded_at_once(values, encoder):
 def test_every_number_is_packed_by_the_formula_whatever_lies_beside_it(parts, data):
     """Blocks that are dry all over take a short cut."""
     space = make_space(parts, missing_below=data.draw(st.sampled_from([None, -0.5, -20.0])))
-    encoder = Encoder(data.draw(packings), space, Linear(data.draw(st.sampled_from([1.0, 1 / 3600]))))
+    change, cells = Linear(data.draw(st.sampled_from([1.0, 1 / 3600]))), data.draw(st.sampled_from([5, 30, 65_536]))
+    encoder = Encoder(data.draw(packings), space, change, cells)
     edges = [np.float32(-1.0), space.dry_below, np.float32(-0.5), np.float32(np.log10(0.125)), np.float32(0.005)]
     near = [np.nextafter(edge, np.float32(side)) for edge in edges for side in (-np.inf, edge, np.inf)]
     dry, any_number = st.floats(-30, -10.5, width=32), st.floats(width=32)
     elements = data.draw(st.sampled_from([dry, dry | st.sampled_from(near), any_number | st.sampled_from(near)]))
     values = data.draw(hnp.arrays(np.float32, (3, 6, 5), elements=elements))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transform, "BLOCK_CELLS", data.draw(st.sampled_from([5, 30, 65_536])))
-        np.testing.assert_array_equal(encoded(values, encoder), encoded_at_once(values, encoder))
+    np.testing.assert_array_equal(encoded(values, encoder), encoded_at_once(values, encoder))
 
 
 def test_one_encoder_serves_several_threads():

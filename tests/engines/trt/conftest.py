@@ -7,7 +7,6 @@ there: AttributeError for a name, TypeError for arguments.
 
 import ctypes
 import enum
-import itertools
 import json
 import re
 from pathlib import Path
@@ -134,6 +133,25 @@ def _is_on(module: ModuleType, config: Any, flag: Any) -> bool:
     return toggles[-1][0].endswith("set_flag") if toggles else flag.name == "TF32"
 
 
+class _Weights:
+    """Memory that goes with the engine."""
+
+    def __init__(self, module: ModuleType, allocator: Any) -> None:
+        self.stream = () if hasattr(module.IGpuAllocator, "allocate") else (0,)
+        suffix = "_async" * len(self.stream)
+        take, self.give_back = (getattr(allocator, name + suffix) for name in ("allocate", "deallocate"))
+        self.address = take(1000, 256, 0, *self.stream)
+        assert self.address
+
+    def __del__(self) -> None:
+        assert self.give_back(self.address, *self.stream)
+
+
+def _deserialize(module: ModuleType, runtime: Any, data: bytes) -> Any:
+    allocator = runtime.__dict__.get("_gpu_allocator")
+    return _make(module, "ICudaEngine", weights=_Weights(module, allocator) if allocator else None)
+
+
 def _set_input_shape(module: ModuleType, context: Any, name: str, shape: tuple[int, ...]) -> bool:
     context.__dict__["_shape"] = shape
     return True
@@ -151,19 +169,27 @@ def _set_tensor_address(module: ModuleType, context: Any, name: str, address: in
 
 def _execute(module: ModuleType, context: Any, stream: int) -> bool:
     """Output channel k is input channel 0 times k + 1, in host memory."""
-    given, returned = (_host_array(context._at[name], _output_shape(module, context, name)) for name in ("x", "y"))
-    returned[:] = given[:, :1] * np.float32([1, 2, 3]).reshape(3, 1, 1)
+    kind = np.dtype({"FLOAT": "float32", "HALF": "float16"}[_port_type(module).name])
+    shapes = {name: _output_shape(module, context, name) for name in ("x", "y")}
+    given, returned = (_host_array(context._at[name], shape, kind) for name, shape in shapes.items())
+    returned[:] = given[:, :1] * np.array([1, 2, 3], kind).reshape(3, 1, 1)
     return True
 
 
-def _host_array(address: int, shape: tuple[int, ...]) -> Any:
-    size = int(np.prod(shape)) * 4
-    return np.ndarray(shape, np.float32, memoryview((ctypes.c_byte * size).from_address(address)).cast("B"))
+def _port_type(module: ModuleType) -> Any:
+    """Of the engine's I/O tensors: FLOAT unless a test says otherwise."""
+    return module.DataType[getattr(module, "ports", "FLOAT")]
+
+
+def _host_array(address: int, shape: tuple[int, ...], kind: "np.dtype[Any]") -> Any:
+    size = int(np.prod(shape)) * kind.itemsize
+    return np.ndarray(shape, kind, memoryview((ctypes.c_byte * size).from_address(address)).cast("B"))
 
 
 # What the names do, for all releases alike: one network with an input x and an output y, one engine of it.
 WORLD: dict[str, Any] = {
     "INetworkDefinition.get_input": lambda module, self, index: _tensor(module, "x"),
+    "INetworkDefinition.get_output": lambda module, self, index: _tensor(module, "y"),
     "INetworkDefinition.get_layer": lambda module, self, index: self.__dict__.setdefault("_layers", _layers(module))[
         index
     ],
@@ -173,7 +199,7 @@ WORLD: dict[str, Any] = {
     "ICudaEngine.get_tensor_name": lambda module, self, index: "yx"[index],
     "ICudaEngine.get_tensor_mode": lambda module, self, name: module.TensorIOMode[{"x": "INPUT", "y": "OUTPUT"}[name]],
     "ICudaEngine.get_tensor_shape": lambda module, self, name: SHAPES[name],
-    "ICudaEngine.get_tensor_dtype": lambda module, self, name: module.DataType.FLOAT,
+    "ICudaEngine.get_tensor_dtype": lambda module, self, name: _port_type(module),
     "ICudaEngine.get_tensor_profile_shape": lambda module, self, name, index: [
         tuple(n + index if axis > 1 else n for axis, n in enumerate(shape)) for shape in PROFILE
     ],
@@ -181,6 +207,7 @@ WORLD: dict[str, Any] = {
     "EngineInspector.get_engine_information": lambda module, self, format: json.dumps(
         {"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}]}
     ),
+    "Runtime.deserialize_cuda_engine": _deserialize,
     "IExecutionContext.set_input_shape": _set_input_shape,
     "IExecutionContext.set_tensor_address": _set_tensor_address,
     "IExecutionContext.get_tensor_shape": _output_shape,
@@ -208,17 +235,23 @@ VALUES: dict[str, Any] = {
 
 
 class HostCuda:
-    """The part of `cuda.bindings.runtime` that engines use, over host memory; `fail` names a function and its error."""
+    """The part of `cuda.bindings.runtime` that engines use, over host memory; `fail` names a function and its error.
+
+    What does not fit `limit_bytes` is refused.
+    """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
+    cudaStreamNonBlocking, cudaEventBlockingSync, cudaEventDisableTiming = 1, 1, 2
 
     def __init__(self, devices: int = 1) -> None:
-        self.devices, self.fail, self.blocks, self.handles = devices, {}, {}, set()
-        self.numbers = itertools.count(1000)
+        self.devices, self.fail, self.blocks, self.handles, self.created = devices, {}, {}, set(), 1000
+        self.limit_bytes = 1 << 40
 
     def __getattr__(self, name: str) -> Any:
         def function(*given: Any) -> tuple[Any, ...]:
-            status = SimpleNamespace(name=self.fail.get(name, "cudaSuccess"))
+            is_full = name in ("cudaMalloc", "cudaHostAlloc") and self.taken_bytes + given[0] > self.limit_bytes
+            wrong = "cudaErrorMemoryAllocation" if is_full else "cudaSuccess"
+            status = SimpleNamespace(name=self.fail.get(name, wrong))
             if status.name != "cudaSuccess":
                 return (status, None)
             values = getattr(self, f"_{name}")(*given)
@@ -227,6 +260,11 @@ class HostCuda:
         if not name.startswith("cuda"):
             raise AttributeError(name)
         return function
+
+    @property
+    def taken_bytes(self) -> int:
+        """Device and pinned memory together."""
+        return sum(map(len, self.blocks.values()))
 
     def _cudaGetDeviceCount(self) -> int:
         return self.devices
@@ -250,14 +288,15 @@ class HostCuda:
         return ()
 
     def _new_handle(self) -> int:
-        handle = next(self.numbers)
-        self.handles.add(handle)
-        return handle
+        self.created += 1
+        self.handles.add(self.created)
+        return self.created
 
-    _cudaStreamCreate = _cudaEventCreate = _new_handle
-
-    def _cudaEventCreateWithFlags(self, flags: int) -> int:
+    def _new_flagged_handle(self, flags: int) -> int:
         return self._new_handle()
+
+    _cudaEventCreate = _new_handle
+    _cudaStreamCreateWithFlags = _cudaEventCreateWithFlags = _new_flagged_handle
 
     def _drop_handle(self, handle: int) -> tuple[()]:
         self.handles.discard(handle)

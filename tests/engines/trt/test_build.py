@@ -17,9 +17,10 @@ from onnx import TensorProto, helper
 
 from engines import zoo
 from engines.base import EngineError, ModelError
-from engines.precision import describe, to_half
+from engines.precision import describe, to_half, to_half_ports
 from engines.spec import BuildSpec, Profile
 from engines.trt import BuildCancelledError, build, load_surface
+from engines.trt.network import parse
 
 SPEC = BuildSpec((Profile((1, 2, 8, 8), (2, 2, 64, 64), (4, 2, 64, 64)),))
 
@@ -174,6 +175,20 @@ def test_tensorrt_takes_every_model_of_the_zoo(rtx, kind, tmp_path):
     assert shares[-1] == 1
     assert built.report.seconds <= told[-1].seconds
     assert not [warning for warning in built.report.warnings if "timing cache" in warning]
+
+
+def test_half_input_and_output_reach_tensorrt_as_half(rtx, graph, tmp_path):
+    weights = {"w": np.ones((3, 2, 3, 3), np.float32)}
+    path = graph([node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], weights)
+    path.write_bytes(to_half_ports(to_half(onnx.load(path))).SerializeToString())
+    surface, log = load_surface(rtx), []
+    logger = surface.new_logger(lambda level, message: log.append(message))
+    builder = surface.module.Builder(logger)
+    network = surface.new_network(builder, frozenset({"STRONGLY_TYPED"}))
+    parse(surface, network, path, logger)
+    assert [surface.dtype(one.dtype) for one in (network.get_input(0), network.get_output(0))] == ["float16"] * 2
+    report = build(path, SPEC, module=rtx).report
+    assert set(report.network_layers) == {"float16"}
 
 
 def test_tensorrt_takes_the_half_graphs_that_we_write_as_they_are_typed(rtx, tmp_path):

@@ -1,17 +1,11 @@
 """The loaded engine on every recorded release, over a GPU that is host memory: shapes, profiles, statuses, memory."""
 
-import threading
-import time
-from contextlib import closing
-
 import numpy as np
 import pytest
 
 from engines.base import DeviceLostError, Engine, EngineError, InferenceError, OutOfMemoryError
-from engines.cuda import DeviceBuffer
 from engines.trt import engine as engine_module
 from engines.trt.engine import TensorRTEngine
-from engines.trt.lane import Lanes
 
 
 @pytest.fixture
@@ -51,126 +45,10 @@ def test_batches_of_any_shape_of_a_profile_come_back_computed(load):
 
 
 def test_a_result_is_the_callers_own(load):
-    engine, first = load(), noise(1, 2, 8, 8)
+    engine, first, second = load(), noise(1, 2, 8, 8), noise(2, 2, 8, 8)[:1]
     kept = engine(first)
-    engine(noise(2, 2, 8, 8))
+    engine(second)
     np.testing.assert_array_equal(kept, expected(first))
-
-
-def test_a_lane_is_filled_in_place_and_its_result_is_lent(load):
-    engine, batch = load(lanes=1), noise(2, 2, 8, 9)
-    for factor in (1, 2):
-        with engine.lane(batch.shape) as lane:
-            lane.given[...] = batch * factor
-            lent = lane.run()
-        np.testing.assert_array_equal(lent, expected(batch * np.float32(factor)))
-    with engine.lane(batch.shape) as lane:
-        assert np.shares_memory(lane.run(), lent)
-
-
-def test_threads_wait_for_a_lane_and_get_their_own_results(load):
-    engine, wrong = load(lanes=2), []
-
-    def work(number: int) -> None:
-        batch = noise(1 + number % 4, 2, 8 + number, 8)
-        for _ in range(30):
-            with engine.lane(batch.shape) as lane:
-                lane.given[...] = batch
-                wrong.append(not np.array_equal(lane.run(), expected(batch)))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == [False] * 180
-
-
-def test_batches_in_a_row_come_back_in_order(load):
-    batches = [noise(1 + n % 4, 2, 8 + n, 8) for n in range(8)]
-    for lanes in (1, 2, 3):
-        results = [result.copy() for result in load(lanes=lanes).map(batches)]
-        assert len(results) == 8
-        for batch, result in zip(batches, results, strict=True):
-            np.testing.assert_array_equal(result, expected(batch))
-
-
-def test_engines_that_follow_each_other_share_lanes(load, host_cuda):
-    with closing(Lanes(2)) as lanes:
-        first = load(lanes=lanes)
-        blocks = set(host_cuda.blocks)
-        second = load(lanes=lanes)
-        assert len(set(host_cuda.blocks) - blocks) == 1  # the block that the second one computes in
-        np.testing.assert_array_equal(second(noise(1, 2, 8, 8)), first(noise(1, 2, 8, 8)))
-        first.close()
-        np.testing.assert_array_equal(second(noise(4, 2, 17, 17)), expected(noise(4, 2, 17, 17)))
-        second.close()
-    assert not host_cuda.blocks
-    assert not host_cuda.handles
-
-
-def test_lanes_grow_one_after_the_other_while_others_are_in_use(host_cuda):
-    with closing(Lanes(2)) as lanes:
-        lanes.grow(64, 64)
-        with lanes.take() as taken:
-            taken.staged_in.array((64,), "uint8")[...] = 7
-            grower = threading.Thread(target=lanes.grow, args=(128, 32))
-            grower.start()
-            time.sleep(0.05)
-            with lanes.take() as other:
-                assert other is not taken
-            assert (taken.staged_in.array((64,), "uint8") == 7).all()
-        grower.join()
-        assert lanes.nbytes == 2 * (128 + 64)
-    assert not host_cuda.blocks
-
-
-def test_where_memory_is_short_there_are_fewer_lanes(load, host_cuda, caplog):
-    room, host_malloc = [9], host_cuda._cudaHostAlloc
-
-    def alloc(nbytes: int, flags: int) -> int:
-        room[0] -= 1
-        if room[0] == 0:
-            host_cuda.fail["cudaHostAlloc"] = "cudaErrorMemoryAllocation"
-        return host_malloc(nbytes, flags)
-
-    host_cuda._cudaHostAlloc = alloc
-    engine = load(lanes=6)
-    assert "4 of 6 lanes fit" in caplog.text
-    np.testing.assert_array_equal(engine(noise(1, 2, 8, 8)), expected(noise(1, 2, 8, 8)))
-    engine.close()
-    assert not host_cuda.blocks
-
-
-def test_no_room_for_a_single_lane_is_an_error_and_leaves_nothing(load, host_cuda):
-    host_cuda.fail["cudaHostAlloc"] = "cudaErrorMemoryAllocation"
-    with pytest.raises(OutOfMemoryError):
-        load()
-    assert not host_cuda.blocks
-    assert not host_cuda.handles
-
-
-def test_a_larger_engine_that_does_not_fit_leaves_the_lanes_of_the_smaller(load, host_cuda):
-    with closing(Lanes(2)) as lanes:
-        engine = load(lanes=lanes)
-        host_cuda.fail["cudaHostAlloc"] = "cudaErrorMemoryAllocation"
-        with pytest.raises(OutOfMemoryError):
-            lanes.grow(10**6, 10**6)
-        np.testing.assert_array_equal(engine(noise(4, 2, 17, 17)), expected(noise(4, 2, 17, 17)))
-        engine.close()
-
-
-def test_less_than_one_lane_is_refused(host_cuda):
-    with pytest.raises(EngineError, match="0 lanes; expected 1 or more"):
-        Lanes(0)
-
-
-def test_a_row_of_batches_that_is_given_up_leaves_the_engine_usable(load):
-    engine = load()
-    batches = engine.map(noise(1, 2, 8, 8) for _ in range(5))
-    next(batches)
-    batches.close()
-    np.testing.assert_array_equal(engine(noise(2, 2, 8, 8)), expected(noise(2, 2, 8, 8)))
 
 
 def test_a_shape_and_the_addresses_are_bound_once(load, surface):
@@ -189,31 +67,11 @@ def test_memory_is_taken_once_and_all_given_back(load, host_cuda):
     blocks, handles = set(host_cuda.blocks), set(host_cuda.handles)
     engine(noise(4, 2, 17, 17))
     assert (set(host_cuda.blocks), set(host_cuda.handles)) == (blocks, handles)
-    assert engine.buffer_bytes == 3 * 4 * 17 * 17 * 5 * 4
+    assert (engine.lanes, engine.buffer_bytes) == (3, 3 * 4 * 17 * 17 * 5 * 4)
     engine.close()
     engine.close()
     assert not host_cuda.blocks
     assert not host_cuda.handles
-
-
-def test_engines_may_compute_in_one_shared_block(load, surface, host_cuda):
-    with DeviceBuffer(300) as block:
-        first, second = load(activation=lambda needed: block), load(activation=lambda needed: block)
-        np.testing.assert_array_equal(second(noise(1, 2, 8, 8)), first(noise(1, 2, 8, 8)))
-        first.close()
-        second.close()
-        assert set(host_cuda.blocks) == {block.handle}
-    given = [args for name, args in surface.module.calls if "device_memory" in name and "create" not in name]
-    assert {args[0] for args in given} == {block.handle}
-
-
-def test_a_shared_block_that_is_too_small_is_refused(load, host_cuda):
-    with (
-        DeviceBuffer(100) as block,
-        pytest.raises(EngineError, match="computes in 256 bytes; it was given 100"),
-    ):
-        load(activation=lambda needed: block)
-    assert not host_cuda.blocks
 
 
 @pytest.mark.parametrize(
@@ -263,7 +121,7 @@ def test_an_engine_that_cannot_be_loaded_is_refused(load, surface, host_cuda):
     [
         ("cudaMalloc", "cudaErrorMemoryAllocation", OutOfMemoryError),
         ("cudaHostAlloc", "cudaErrorMemoryAllocation", OutOfMemoryError),
-        ("cudaStreamCreate", "cudaErrorUnknown", InferenceError),
+        ("cudaStreamCreateWithFlags", "cudaErrorUnknown", InferenceError),
     ],
 )
 def test_loading_that_fails_half_way_gives_everything_back(load, host_cuda, function, status, kind):

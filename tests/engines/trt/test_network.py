@@ -4,12 +4,14 @@ import enum
 import re
 from types import ModuleType
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from engines.base import EngineError, ModelError
-from engines.trt.network import FLAG_OF_TYPE, Types, explain, read_types, typing_flags
+from engines.trt.network import FLAG_OF_TYPE, Types, explain, read_types, type_ports, typing_flags
 from engines.trt.surface import Surface
 
 
@@ -35,6 +37,19 @@ def test_the_types_of_a_graph_are_read_from_its_tensors(mixed):
 def test_a_float32_graph_needs_no_flags(conv):
     assert read_types(conv) == Types(frozenset(), frozenset(), frozenset())
     assert typing_flags(release({"FP16"}, set()), read_types(conv), frozenset()) == frozenset()
+
+
+def test_input_and_output_of_an_untyped_network_get_the_half_of_the_graph_and_float32_is_left(surface, graph, conv):
+    if "FP16" not in surface.members("BuilderFlag"):
+        pytest.skip("all networks of this release are typed")
+    network = surface.module.INetworkDefinition()
+    type_ports(surface, network, conv)
+    assert not [name for name, _ in surface.module.calls if name == "ITensor.dtype="]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1] * 4)]
+    half = graph(nodes, {"w": np.ones((3, 2, 3, 3), np.float16)}, dtype=TensorProto.FLOAT16)
+    type_ports(surface, network, half)
+    given = [args for name, args in surface.module.calls if name == "ITensor.dtype="]
+    assert given == [(surface.module.DataType.HALF,)] * 2
 
 
 kinds = st.sets(st.sampled_from(sorted(FLAG_OF_TYPE))).map(lambda found: types(*found))

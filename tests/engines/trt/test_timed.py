@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engines import cuda
-from engines.base import Accounted, InferenceError, Split, Streaming, Timed
+from engines.base import Accounted, InferenceError, Overlapping, Split, Timed
 from engines.bench import Effort, Subject, bench
 from engines.environment import describe_environment
 from engines.trt import engine as engine_module
@@ -25,7 +25,7 @@ def noise(*shape):
 
 def test_the_engine_can_do_all_that_a_bench_asks_for(load):
     engine = load()
-    for ability in (Timed, Streaming, Accounted):
+    for ability in (Timed, Overlapping, Accounted):
         assert isinstance(engine, ability)
 
 
@@ -79,12 +79,13 @@ def test_an_error_of_the_gpu_is_an_error(load, host_cuda, function):
 
 
 def test_after_a_refused_inference_the_copy_is_over_and_the_next_batch_runs(load, surface, host_cuda):
-    engine, waited = load(), []
-    host_cuda._cudaStreamSynchronize = lambda handle: waited.append(handle) or ()
+    engine, seen = load(), []
     surface.module.refuse["IExecutionContext.execute_async_v3"] = False
+    host_cuda._cudaMemcpyAsync = lambda *given: seen.append("copy") or ()
+    host_cuda._cudaStreamSynchronize = lambda handle: seen.append("wait") or ()
     with pytest.raises(InferenceError, match="refuses execute_async_v3"):
         engine.timed(noise(1, 2, 8, 8))
-    assert len(waited) == 1
+    assert seen[seen.index("copy") + 1] == "wait"
     surface.module.refuse.clear()
     assert engine.timed(noise(1, 2, 8, 8)).latency_seconds == pytest.approx(4.5e-3)
 

@@ -1,0 +1,200 @@
+"""A cycle made whole: draft, metadata and shards, check, publication; or nothing at all.
+
+A nowcast has the blocks made by all workers of a pool (jobs/cycle.py), a hindcast makes whole cycles in each worker
+(jobs/hindcast.py); what is checked, and in which order, is the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from threading import current_thread
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jobs.trace import Activity, activities_of
+from pipelines.errors import IncompleteError
+from pipelines.run import BlockResult
+from pipelines.sink import Draft, abort, describe, make_draft, publish, write_block
+from pipelines.source import Cycle, check_missing
+from pipelines.spans import Seconds, Span, Stopwatch
+from pipelines.tiling import Block
+
+if TYPE_CHECKING:  # it imports the worker, which makes cycles
+    from jobs.prepare import Prepared
+
+
+class Status(StrEnum):
+    """What became of a cycle."""
+
+    PUBLISHED = "published"
+    GAPS = "published with gaps"
+    ALREADY = "already published"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class CycleReport:
+    """What a cycle did and what it took; times in seconds, `stages` summed over workers.
+
+    `total_seconds` is the time to product: from the start of the cycle to its publication. `activities` are what driver
+    and workers did when.
+    """
+
+    product: str
+    reference_time: np.datetime64
+    status: Status
+    path: str
+    frame_times: tuple[np.datetime64, ...] = ()
+    blocks: int = 0
+    workers: int = 0
+    tiles_run: int = 0
+    tiles_reused: int = 0
+    bytes_written: int = 0
+    missing_share: float = 0.0
+    gaps: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    note: str = ""
+    stages: Seconds = field(default_factory=Seconds)
+    wait_seconds: float = 0.0
+    publish_seconds: float = 0.0
+    total_seconds: float = 0.0
+    activities: tuple[Activity, ...] = field(default=(), repr=False)
+
+    @property
+    def reused_share(self) -> float:
+        return self.tiles_reused / max(1, self.tiles_run + self.tiles_reused)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What came of the blocks of a draft: results, and the reasons of those that were given up, by index."""
+
+    results: Sequence[BlockResult]
+    given_up: Mapping[int, str] = field(default_factory=dict)
+
+
+def make_cycle(
+    prepared: "Prepared",
+    cycle: Cycle,
+    fill: Callable[[Draft], Filled],
+    start: float,
+    watch: Stopwatch,
+    replace_published: bool = False,
+    point: bool = True,
+) -> CycleReport:
+    """The report of a cycle that is published now.
+
+    Args:
+        fill: writes the shards and, by `describe_cycle`, the metadata of a draft.
+        start: of the cycle on the clock of `monotonic`, seconds.
+        watch: of what is done beside the blocks; publication is added.
+        replace_published: publish a revision if the cycle stands already.
+        point: move `latest` too.
+
+    Raises:
+        AlreadyPublishedError: the cycle stands already.
+        InputError: a frame is not fit for use.
+        IncompleteError: blocks were given up (names them) and the product refuses gaps.
+        OutputError: the forecast could not be written. After any error nothing was published.
+    """
+    with _draft(prepared, cycle, replace_published) as draft:
+        filled = fill(draft)
+        blocks = prepared.plan.tiling.blocks()
+        _check_missing(prepared, cycle, filled)
+        gaps = _leave_gaps(prepared, draft, [(blocks[index], why) for index, why in sorted(filled.given_up.items())])
+        report = _report(prepared, cycle, blocks, filled.results, gaps)
+        publishing = monotonic()
+        with watch("publish"):
+            path = publish(draft, _outcome(report), replace_published, point).path
+        done = monotonic()
+    spans = [Span("cycle", start, done, current_thread().name), *watch.spans]
+    return replace(
+        report,
+        path=path,
+        publish_seconds=done - publishing,
+        total_seconds=done - start,
+        activities=(*activities_of(spans), *report.activities),
+    )
+
+
+def describe_cycle(prepared: "Prepared", cycle: Cycle, draft: Draft, watch: Stopwatch) -> None:
+    """Writes the metadata and coordinates of a cycle."""
+    with watch("describe"):
+        describe(draft, prepared.template, prepared.provenance(cycle))
+
+
+@contextmanager
+def _draft(prepared: "Prepared", cycle: Cycle, replace_published: bool) -> Iterator[Draft]:
+    """A draft of the cycle, removed if it does not come to be published."""
+    product = prepared.product
+    draft = make_draft(
+        product.output.store, product.name, cycle.reference_time, prepared.layout, replace=replace_published
+    )
+    try:
+        yield draft
+    except BaseException:
+        abort(draft)
+        raise
+
+
+def _check_missing(prepared: "Prepared", cycle: Cycle, filled: Filled) -> None:
+    if not filled.given_up:
+        counts = np.sum([result.missing for result in filled.results], axis=0)
+        cells = prepared.layout.shape[1] * prepared.layout.shape[2]
+        spec = prepared.product.input
+        check_missing(counts, cells, spec.max_missing, cycle, spec.missing_frame)
+
+
+def _leave_gaps(prepared: "Prepared", draft: Draft, given_up: list[tuple[Block, str]]) -> tuple[str, ...]:
+    """Fills the blocks that were given up with missing values, if the product allows gaps."""
+    gaps = tuple(f"{block}: {why}" for block, why in given_up)
+    if gaps and prepared.product.output.incomplete == "refuse":
+        raise IncompleteError("not published, the product refuses gaps (output.incomplete):\n  " + "\n  ".join(gaps))
+    layout = prepared.layout
+    for block, _ in given_up:
+        shape = (layout.shape[0], *block.window.shape)
+        write_block(draft, block.window, np.full(shape, layout.fill_value, layout.dtype))
+    return gaps
+
+
+def _report(
+    prepared: "Prepared",
+    cycle: Cycle,
+    blocks: tuple[Block, ...],
+    results: Sequence[BlockResult],
+    gaps: tuple[str, ...],
+) -> CycleReport:
+    done_cells = sum(blocks[result.block].window.cells for result in results)
+    missing = sum(result.missing[-1] for result in results)
+    return CycleReport(
+        product=prepared.product.name,
+        reference_time=cycle.reference_time,
+        status=Status.GAPS if gaps else Status.PUBLISHED,
+        path="",
+        frame_times=cycle.frame_times,
+        blocks=len(blocks),
+        workers=prepared.workers,
+        tiles_run=sum(result.tiles_run for result in results),
+        tiles_reused=sum(result.tiles_reused for result in results),
+        bytes_written=sum(result.bytes_written for result in results),
+        missing_share=missing / max(1, done_cells),
+        gaps=gaps,
+        stages=sum((result.seconds for result in results), Seconds()),
+        engines=tuple(sorted({result.engine for result in results})),
+        activities=activities_of(results=results),
+    )
+
+
+def _outcome(report: CycleReport) -> dict[str, str | int | float]:
+    """What the published store says of itself: how complete it is. Nothing that differs from run to run."""
+    gaps: dict[str, str | int | float] = {"gaps": "; ".join(gap.split(":")[0] for gap in report.gaps)}
+    done = report.blocks - len(report.gaps)
+    completeness: dict[str, str | int | float] = {
+        "completeness": done / report.blocks,
+        "missing_share_of_newest_frame": report.missing_share,
+        "engines": "; ".join(report.engines),
+    }
+    return completeness | (gaps if report.gaps else {})
