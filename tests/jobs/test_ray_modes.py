@@ -44,7 +44,8 @@ def cluster():
     with tempfile.TemporaryDirectory(prefix="sq", ignore_cleanup_errors=True) as folder:
         head = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
-             "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--object-store-memory=200000000"],
+             f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2", "--node-ip-address=127.0.0.1",
+             f"--temp-dir={folder}", "--object-store-memory=200000000"],
             env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}

@@ -51,7 +51,8 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false",
-             "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--temp-dir={d}", "--object-store-memory=200000000"],
+             f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2", "--node-ip-address=127.0.0.1",
+             f"--temp-dir={d}", "--object-store-memory=200000000"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         patch.setenv("RAY_ADDRESS", address)

@@ -101,6 +101,8 @@ def test_a_dumped_product_reads_back_equal(rain, tmp_path, override):
         ("output.packing.scale_factor=0", "output.packing.scale_factor", "greater than 0"),
         ("workers=many", "workers", "'auto'"),
         ("deadline=0s", "deadline", "greater than"),
+        ("keep_warm=-1min", "keep_warm", "greater than or equal to"),
+        ("keep_warm=15", "keep_warm", "15 has no unit"),
     ],
 )
 def test_a_mistake_is_named_once_with_its_key(rain, override, key, reason):
