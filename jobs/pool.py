@@ -117,12 +117,32 @@ class Pool:
         )(Worker)
         self._names = (f"worker-{n}" for n in itertools.count())
         self._workers: dict[str, ActorHandle[Worker]] = {}
+        self._starting: dict[Any, str] = {}
         self._shared_setup = ray.put(setup)
         self.fill()
 
     @property
     def workers(self) -> dict[str, "ActorHandle[Worker]"]:
         return dict(self._workers)
+
+    @property
+    def starting(self) -> dict[Any, str]:
+        """Workers that are not yet known to be ready, by the reference that is there when they are."""
+        return dict(self._starting)
+
+    def started(self, reference: Any) -> str:
+        """The worker of a reference of `starting` that is there.
+
+        Raises:
+            RayActorError: it died before it was ready; it is forgotten.
+        """
+        name = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayActorError:
+            self.drop(name)
+            raise
+        return name
 
     @property
     def at_once(self) -> int:
@@ -133,11 +153,13 @@ class Pool:
         """Start workers until all are there; the names of the new ones."""
         new = [next(self._names) for _ in range(self._count - len(self._workers))]
         self._workers |= {name: self._actor.remote(self._shared_setup) for name in new}
+        self._starting |= {self._workers[name].ready.remote(): name for name in new}
         return new
 
     def drop(self, name: str) -> None:
         """Forget a worker that died; it is ended if it still lives."""
         ray.kill(self._workers.pop(name))
+        self._starting = {reference: worker for reference, worker in self._starting.items() if worker != name}
 
     def close(self) -> None:
         for name in list(self._workers):

@@ -120,6 +120,9 @@ class Worker:
         (source,) = (source for source in frames if isinstance(source, Source))
         return partial(source.read, cycle)
 
+    def ready(self) -> None:
+        """Returns once the engine is open, or known not to open."""
+
     def pid(self) -> int:
         """The process, for monitoring and tests."""
         return os.getpid()
