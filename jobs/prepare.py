@@ -277,10 +277,8 @@ class Planned:
             ("batch", f"{self.plan.batch} of {tiling.tile_count} tiles, {self.plan.memory_bytes / 1e9:.2f} GB"),
             ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)}, cells"),
             ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
-            (
-                "workers",
-                f"{self.workers} with {flight.blocks} block(s) in flight, {flight.threads} thread(s) each",
-            ),
+            ("workers", f"{self.workers}, {flight.blocks} block(s) in flight, {flight.threads} thread(s) each"),
+            ("pace", _pace(self.pace)),
         ]
 
 
