@@ -11,6 +11,7 @@ from jobs import show
 from jobs.command import as_json, ends_clearly
 from jobs.engine_cli import engine
 from jobs.outcome import Exit
+from jobs.pool_cli import pool
 from jobs.publish_cli import publish
 from jobs.registry_cli import model
 
@@ -114,7 +115,7 @@ def run(
     from jobs.nowcast import forecast
 
     with show.progress(file.stem, quiet=format_ == "json") as progress:
-        report = forecast(file, overrides, time, replace, progress)
+        report = forecast(file, overrides, time, replace, progress, progress.tell)
     if plot is not None:
         from jobs.picture import draw_cycle
 
@@ -358,6 +359,7 @@ def demo(folder: Path) -> Exit:
 main.add_command(model)
 main.add_command(engine)
 main.add_command(publish)
+main.add_command(pool)
 
 
 if __name__ == "__main__":

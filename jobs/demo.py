@@ -39,7 +39,7 @@ def run_demo(folder: Path) -> Exit:
             write_storms(storms)
     file.write_text(PRODUCT)
     with show.progress("rain-demo", quiet=False) as progress:
-        report = forecast(file, [], REFERENCE_TIME, replace=False, progress=progress)
+        report = forecast(file, [], REFERENCE_TIME, replace=False, progress=progress, tell=progress.tell)
     show.cycle_table(report)
     draw_cycle(file, [], REFERENCE_TIME, picture)
     show.out.print(

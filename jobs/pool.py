@@ -4,6 +4,8 @@ import itertools
 import logging
 import os
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from jobs.worker import Setup, Worker
+from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
+from jobs.worker import WATCH, Setup, Worker
 from pipelines.planner import Crew
 
 THREADS = 4  # of one process beyond which they wait for Python's lock more than they work
@@ -68,6 +71,14 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+def outlives_us() -> bool:
+    """True if the Ray that we have joined, or will join, is there when this run has ended."""
+    return "RAY_ADDRESS" in os.environ
+
+
+def _ignore(text: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Resources:
     """What the cluster offers to workers: GPUs, or cores that CPU workers share."""
@@ -103,23 +114,20 @@ class Pool:
         setup: of every worker.
         count: workers.
         gpu: give each worker its part of a GPU, else as many cores as its engine has threads.
+        keep: find workers that were kept for this product, and keep them again; None = workers end with the pool.
+        tell: called, from a thread, with what workers say while their engines are opened; "" once all is open.
     """
 
-    def __init__(self, setup: Setup, count: int, gpu: bool) -> None:
-        self._setup, self._count = setup, count
-        self._actor = ray.remote(
-            num_cpus=0 if gpu else setup.order.threads,
-            num_gpus=1 / setup.workers_per_gpu if gpu else 0,
-            runtime_env={"env_vars": _KEEP_MEMORY} if gpu else None,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=setup.blocks_in_flight,
-        )(Worker)
-        self._names = (f"worker-{n}" for n in itertools.count())
-        self._workers: dict[str, ActorHandle[Worker]] = {}
-        self._starting: dict[Any, str] = {}
+    def __init__(
+        self, setup: Setup, count: int, gpu: bool, keep: Keep | None = None, tell: Callable[[str], None] = _ignore
+    ) -> None:
+        self._setup, self._count, self._gpu, self._keep = setup, count, gpu, keep
         self._shared_setup = ray.put(setup)
+        self._workers: dict[str, ActorHandle[Worker]] = {} if keep is None else self._claim(keep)
+        self._starting = {worker.ready.remote(): name for name, worker in self._workers.items()}
+        self._names = self._free_names()
         self.fill()
+        self._beat = Beat(lambda: self.workers, "" if keep is None else keep.holder, tell, self._make_room)
 
     @property
     def workers(self) -> dict[str, "ActorHandle[Worker]"]:
@@ -151,16 +159,62 @@ class Pool:
 
     def fill(self) -> list[str]:
         """Start workers until all are there; the names of the new ones."""
-        new = [next(self._names) for _ in range(self._count - len(self._workers))]
-        self._workers |= {name: self._actor.remote(self._shared_setup) for name in new}
-        self._starting |= {self._workers[name].ready.remote(): name for name in new}
-        return new
+        missing = self._count - len(self._workers)
+        if missing > 0:
+            self._make_room(missing)
+        new = dict(self._start() for _ in range(missing))
+        self._workers = self._workers | new
+        self._starting |= {worker.ready.remote(): name for name, worker in new.items()}
+        return list(new)
 
     def drop(self, name: str) -> None:
         """Forget a worker that died; it is ended if it still lives."""
-        ray.kill(self._workers.pop(name))
+        workers = dict(self._workers)
+        ray.kill(workers.pop(name))
+        self._workers = workers
         self._starting = {reference: worker for reference, worker in self._starting.items() if worker != name}
 
     def close(self) -> None:
-        for name in list(self._workers):
+        """Leave the workers to the next run, or end them; those that do not answer are ended in any case."""
+        self._beat.stop()
+        if self._keep is not None:
+            holder, left = self._keep.holder, self.workers
+            answers = ask(left, lambda worker: worker.release.remote(holder))
+            self._workers = {name: worker for name, worker in left.items() if name not in answers}
+        for name in self.workers:
             self.drop(name)
+
+    def _claim(self, keep: Keep) -> dict[str, "ActorHandle[Worker]"]:
+        """Kept workers that this run may use, with its setup."""
+        mine = claim(keep, self._setup.place, self._count)
+        adopted = ask(mine, lambda worker: worker.adopt.remote(self._shared_setup, keep.seconds))
+        for name in set(mine) - set(adopted):
+            ray.kill(mine[name])
+        return {name: mine[name] for name in adopted}
+
+    def _start(self) -> tuple[str, "ActorHandle[Worker]"]:
+        actor = ray.remote(
+            num_cpus=0 if self._gpu else self._setup.order.threads,
+            num_gpus=1 / self._setup.workers_per_gpu if self._gpu else 0,
+            runtime_env={"env_vars": _KEEP_MEMORY} if self._gpu else None,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=self.at_once,
+            concurrency_groups={WATCH: 1},
+        )(Worker)
+        if self._keep is None:
+            return next(self._names), actor.remote(self._shared_setup)
+        while True:
+            name = next(self._names)
+            with suppress(ValueError):  # another run has just started a worker of this name
+                kept = actor.options(name=name, namespace=NAMESPACE, lifetime="detached")
+                return name, kept.remote(self._shared_setup, self._keep.holder, self._keep.seconds)
+
+    def _free_names(self) -> Iterator[str]:
+        if self._keep is None:
+            return (f"worker-{n}" for n in itertools.count())
+        taken, product = set(find_kept(self._keep.product)) | set(self._workers), self._keep.product
+        return (name for n in itertools.count() if (name := f"{product}-{n}") not in taken)
+
+    def _make_room(self, count: int) -> None:
+        make_room(self._setup.place, count)

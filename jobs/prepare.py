@@ -20,9 +20,9 @@ from engines.typed import TypedModel
 from jobs import __version__
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
+from jobs.outfit import Setup
 from jobs.pace import known_pace
 from jobs.pool import Resources
-from jobs.worker import Setup
 from pipelines.cf import Attribute, Provenance, StoreTemplate, store_template
 from pipelines.check import Problem, check_fit, check_product
 from pipelines.errors import ConfigError, PipelineError

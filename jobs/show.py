@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,12 @@ import numpy as np
 from pydantic_core import to_json
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:  # help and errors must not wait for Ray
     from jobs.backfill import BackfillReport, Tally
     from jobs.cycle import CycleReport
-    from jobs.cycle import Progress as Report
     from jobs.scores import Verification
     from jobs.watch import Watcher
     from pipelines.run import BlockResult
@@ -58,23 +58,33 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+@dataclass(frozen=True)
+class CycleBar:
+    """What a person sees while a cycle is made: called with blocks settled and results, and told what workers say."""
+
+    bar: Progress
+    task: TaskID
+
+    def __call__(self, settled: int, total: int, results: "Sequence[BlockResult]") -> None:
+        elapsed = self.bar.tasks[0].elapsed or 0.0
+        tiles = sum(result.tiles_run + result.tiles_reused for result in results)
+        rate = f"{tiles / elapsed:.1f} tiles/s" if elapsed else ""
+        self.bar.update(self.task, completed=settled, total=total, rate=rate)
+
+    def tell(self, text: str) -> None:
+        self.bar.update(self.task, news=escape(text))
+
+
 @contextmanager
-def progress(title: str, quiet: bool) -> Iterator["Report"]:
+def progress(title: str, quiet: bool) -> Iterator[CycleBar]:
     """A bar with blocks, tiles per second and the time left; silent where nobody looks."""
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=err, transient=True, disable=quiet,
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[news]}"),
+        console=err, transient=True, disable=quiet,
     )  # fmt: skip
     with bar:
-        task = bar.add_task(title, total=None, rate="")
-
-        def update(settled: int, total: int, results: "Sequence[BlockResult]") -> None:
-            elapsed = bar.tasks[0].elapsed or 0.0
-            tiles = sum(result.tiles_run + result.tiles_reused for result in results)
-            rate = f"{tiles / elapsed:.1f} tiles/s" if elapsed else ""
-            bar.update(task, completed=settled, total=total, rate=rate)
-
-        yield update
+        yield CycleBar(bar, bar.add_task(title, total=None, rate="", news=""))
 
 
 @contextmanager

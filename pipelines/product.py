@@ -221,6 +221,7 @@ class Product(Part):
     workers: CountOrAuto = "auto"
     workers_per_gpu: CountOrAuto = "auto"
     blocks_in_flight: CountOrAuto = "auto"
+    keep_warm: NotNegative = timedelta(minutes=15)
 
     @field_validator("lead_times")
     @classmethod

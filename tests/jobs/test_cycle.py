@@ -263,9 +263,16 @@ def test_no_block_waits_for_a_worker_that_is_still_starting(ready):
     assert set(pool.workers) >= set(late.values()), "a worker that starts is not ended with the cycle"
 
 
+class DeadlyToRead:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
 def test_workers_that_die_before_they_are_ready_end_the_run(ready, monkeypatch):
     prepared, pool = ready("workers=1")
-    setup = replace(prepared.setup, order=replace(prepared.setup.order, model=None))  # its constructor fails
+    setup = replace(prepared.setup, leads=DeadlyToRead())
     bad = Pool(setup, 1, gpu=False)
     pool.close()
     try:
