@@ -13,6 +13,8 @@ from jobs.dispatch import Assign, Decision, Dispatcher
 from jobs.pool import Pool
 from pipelines.errors import PipelineError
 
+MOST_STILLBORN = 3  # workers of one run that may die before they are ready
+
 _TICK_SECONDS = 0.5
 
 Work = TypeVar("Work")
@@ -38,6 +40,7 @@ class Drive(Generic[Work]):
     deadline: float | None = None
     _open: dict[int, Work] = field(default_factory=dict)
     _flying: dict[Any, Assign] = field(default_factory=dict)
+    _stillborn: int = 0
 
     def run(self) -> None:
         """Settle every piece.
@@ -48,7 +51,8 @@ class Drive(Generic[Work]):
         """
         self._dispatcher = Dispatcher(self._numbers(), self.pool.at_once)
         try:
-            self._obey(self._dispatcher.joined(self.pool.workers, monotonic()))
+            starting = set(self.pool.starting.values())
+            self._obey(self._dispatcher.joined([w for w in self.pool.workers if w not in starting], monotonic()))
             while not self._dispatcher.is_settled:
                 self._wait()
         finally:
@@ -70,10 +74,29 @@ class Drive(Generic[Work]):
         if self.deadline is not None and monotonic() > self.deadline:
             self._obey(self._dispatcher.stop("the deadline passed"))
             return
-        landed, _ = ray.wait(list(self._flying), num_returns=1, timeout=_TICK_SECONDS)
-        for ref in landed:
-            self._land(ref, self._flying.pop(ref))
+        refs = [*self._flying, *self.pool.starting]
+        seen, _ = ray.wait(refs, num_returns=len(refs), timeout=0)  # who is ready together begins together
+        seen = seen or ray.wait(refs, num_returns=1, timeout=_TICK_SECONDS)[0]
+        self._greet([ref for ref in seen if ref not in self._flying])
+        for ref in seen:
+            if ref in self._flying:
+                self._land(ref, self._flying.pop(ref))
         self._obey(self._dispatcher.tick(monotonic()))
+
+    def _greet(self, refs: Iterable[Any]) -> None:
+        """Workers are ready, or died before they were; then others take their places, but not for ever."""
+        ready = []
+        for ref in refs:
+            try:
+                ready.append(self.pool.started(ref))
+            except RayActorError as error:
+                self._stillborn += 1
+                if self._stillborn > MOST_STILLBORN:
+                    raise EngineError(
+                        f"{self._stillborn} workers died before they were ready; the last: {error}"
+                    ) from error
+                self.pool.fill()
+        self._obey(self._dispatcher.joined(ready, monotonic()))
 
     def _land(self, ref: Any, assign: Assign) -> None:
         try:
@@ -98,7 +121,7 @@ class Drive(Generic[Work]):
         self.pool.drop(worker)
         decisions = self._dispatcher.lost(worker, monotonic())
         self._obey(decisions)
-        self._obey(self._dispatcher.joined(self.pool.fill(), monotonic()))
+        self.pool.fill()
 
     def _obey(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:

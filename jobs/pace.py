@@ -10,12 +10,12 @@ from jobs.folders import cache_folder
 from pipelines.planner import Pace
 
 
-def known_pace(package: ModelPackage) -> Pace:
-    """What was measured on this machine for the model, whatever its weights; else that of one H200 with 16 cores."""
+def known_pace(package: ModelPackage) -> Pace | None:
+    """What was measured on this machine for the model, whatever its weights; None if nothing was."""
     try:
         return Pace(**json.loads(_file(package).read_bytes()))
     except (OSError, ValueError, TypeError):
-        return Pace()
+        return None
 
 
 def keep_pace(package: ModelPackage, pace: Pace) -> Path:

@@ -124,6 +124,7 @@ class Pool:
         self._setup, self._count, self._gpu, self._keep = setup, count, gpu, keep
         self._shared_setup = ray.put(setup)
         self._workers: dict[str, ActorHandle[Worker]] = {} if keep is None else self._claim(keep)
+        self._starting = {worker.ready.remote(): name for name, worker in self._workers.items()}
         self._names = self._free_names()
         self.fill()
         self._beat = Beat(lambda: self.workers, "" if keep is None else keep.holder, tell, self._make_room)
@@ -131,6 +132,25 @@ class Pool:
     @property
     def workers(self) -> dict[str, "ActorHandle[Worker]"]:
         return dict(self._workers)
+
+    @property
+    def starting(self) -> dict[Any, str]:
+        """Workers that are not yet known to be ready, by the reference that is there when they are."""
+        return dict(self._starting)
+
+    def started(self, reference: Any) -> str:
+        """The worker of a reference of `starting` that is there.
+
+        Raises:
+            RayActorError: it died before it was ready; it is forgotten.
+        """
+        name = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayActorError:
+            self.drop(name)
+            raise
+        return name
 
     @property
     def at_once(self) -> int:
@@ -144,6 +164,7 @@ class Pool:
             self._make_room(missing)
         new = dict(self._start() for _ in range(missing))
         self._workers = self._workers | new
+        self._starting |= {worker.ready.remote(): name for name, worker in new.items()}
         return list(new)
 
     def drop(self, name: str) -> None:
@@ -151,6 +172,7 @@ class Pool:
         workers = dict(self._workers)
         ray.kill(workers.pop(name))
         self._workers = workers
+        self._starting = {reference: worker for reference, worker in self._starting.items() if worker != name}
 
     def close(self) -> None:
         """Leave the workers to the next run, or end them; those that do not answer are ended in any case."""

@@ -138,7 +138,7 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
     """
     product, source, model = loaded.product, loaded.source, loaded.model
     resources = _for_engine(resources, product)
-    pace = known_pace(loaded.package)
+    pace = known_pace(loaded.package) or Pace()
     layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, pace, whole_cycles)
     pieces = sys.maxsize if whole_cycles else len(plan.tiling.blocks())
     workers, flight = min(crew.workers, pieces), crew.flight(pieces)
@@ -263,7 +263,7 @@ class Planned:
     tiles: Needs
     workers: int
     flight: Flight
-    pace: Pace
+    pace: Pace | None
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
@@ -277,10 +277,8 @@ class Planned:
             ("batch", f"{self.plan.batch} of {tiling.tile_count} tiles, {self.plan.memory_bytes / 1e9:.2f} GB"),
             ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)}, cells"),
             ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
-            (
-                "workers",
-                f"{self.workers} with {flight.blocks} block(s) in flight, {flight.threads} thread(s) each",
-            ),
+            ("workers", f"{self.workers}, {flight.blocks} block(s) in flight, {flight.threads} thread(s) each"),
+            ("pace", _pace(self.pace)),
         ]
 
 
@@ -290,6 +288,11 @@ def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     prepared = prepare(loaded, Resources(cuda.device_count(), os.cpu_count() or 1))
     flight = Flight(prepared.setup.blocks_in_flight, prepared.setup.order.threads)
     return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, flight, known_pace(loaded.package))
+
+
+def _pace(measured: Pace | None) -> str:
+    pace, source = measured or Pace(), "measured here" if measured else "of one H200 with 16 cores, see --calibrate"
+    return f"{pace.infer * 1e9:.2f} ns a cell of a tile, {pace.host * 1e9:.0f} core-ns a cell of the grid; {source}"
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -87,7 +87,7 @@ def find_setting(package: ModelPackage, purpose: Purpose) -> Setting:
     """
     needs, tiles = model_needs(package.contract), tile_needs(package)
     use = None if purpose.product is None else _open_use(purpose.product, needs)
-    tile = purpose.tile or (_planned(*use, tiles, known_pace(package)) if use else _usual(tiles))
+    tile = purpose.tile or (_planned(*use, tiles, known_pace(package) or Pace()) if use else _usual(tiles))
     _check_tile(tile, package, tiles)
     return Setting(package, needs, tiles, (tile[0], needs.frames, tile[1], tile[2]), use)
 

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -151,6 +151,10 @@ class Worker:
         if failed or setup != self._setup:
             self._outfit = self._opener.submit(self._change, self._outfit, setup)
             self._setup = setup
+
+    def ready(self) -> None:
+        """Returns once the engine is open, or known not to open."""
+        wait([self._outfit])
 
     def pid(self) -> int:
         """The process, for monitoring and tests."""

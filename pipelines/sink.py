@@ -56,6 +56,7 @@ __all__ = [
     "point_latest", "publish", "store_template", "sweep", "write_block",
 ]  # fmt: skip
 
+_TOGETHER = 4  # shards that are checked at the same time
 _NAMED = 8  # shards or files that a message names before it only counts
 
 
@@ -260,11 +261,13 @@ def _refuse_published(cycle: PublishedCycle | None, difference: str = "") -> Non
 
 def _refuse_incomplete(draft: Draft) -> None:
     layout = draft.layout
-    faults = []
-    for row, column in layout.shards:
-        fault = _fault(draft.store / layout.shard_key(row, column), layout)
-        if fault is not None:
-            faults.append(f"  {layout.shard_key(row, column)} ({layout.shard_window(row, column)}): {fault}")
+    paths = [draft.store / layout.shard_key(*shard) for shard in layout.shards]
+    found = map_on(min(_TOGETHER, len(paths)), lambda path: _fault(path, layout), paths)
+    faults = [
+        f"  {layout.shard_key(*shard)} ({layout.shard_window(*shard)}): {fault}"
+        for shard, fault in zip(layout.shards, found, strict=True)
+        if fault is not None
+    ]
     if faults:
         more = [f"  and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
         text = "\n".join(faults[:_NAMED] + more)

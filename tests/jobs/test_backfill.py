@@ -5,7 +5,7 @@ import shutil
 import signal
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pyarrow.dataset
@@ -262,7 +262,7 @@ def test_a_group_grows_and_shrinks_with_the_pace(cycles, seconds, least):
 class FakePool:
     """Workers that answer at once."""
 
-    at_once = 2
+    at_once, starting = 2, MappingProxyType({})
 
     def __init__(self, product: str) -> None:
         self.product = product

@@ -6,6 +6,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import ray
 import xarray as xr
 import zarr
 
+from engines.base import EngineError
 from jobs.cycle import Status, run_cycle, wait_for_inputs
+from jobs.dispatch import STRAGGLER_SECONDS
 from jobs.frames import share_frames
 from jobs.pool import Pool, cluster_resources, connect, disconnect
 from jobs.prepare import load, prepare
@@ -243,3 +246,37 @@ def test_old_cycles_are_removed_when_their_time_is_over(ready, product):
     for minute in (5, 10, 25):
         run_cycle(prepared, pool, np.datetime64(f"2024-06-01T12:{minute:02}", "ns"))
     assert [p.name for p in sorted((product.parent / "out" / "tiny" / "2024").rglob("*.zarr"))] == ["1225.zarr"]
+
+
+def test_no_block_waits_for_a_worker_that_is_still_starting(ready):
+    prepared, pool = ready()
+    calm = run_cycle(prepared, pool, TIME)
+    first = next(iter(pool.workers))
+    pool.drop(first)
+    pool.fill()
+    late = dict(pool.starting)
+    begun = monotonic()
+    report = run_cycle(prepared, pool, TIME, replace_published=True)
+    assert late
+    assert monotonic() - begun < STRAGGLER_SECONDS, "blocks were sent to the one that starts, and copied"
+    assert files_of(Path(report.path)) == files_of(Path(calm.path))
+    assert set(pool.workers) >= set(late.values()), "a worker that starts is not ended with the cycle"
+
+
+class DeadlyToRead:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_workers_that_die_before_they_are_ready_end_the_run(ready, monkeypatch):
+    prepared, pool = ready("workers=1")
+    setup = replace(prepared.setup, leads=DeadlyToRead())
+    bad = Pool(setup, 1, gpu=False)
+    pool.close()
+    try:
+        with pytest.raises(EngineError, match="workers died before they were ready"):
+            run_cycle(prepared, bad, TIME)
+    finally:
+        bad.close()
