@@ -46,7 +46,7 @@ def connect(cores: int | None = None) -> None:
     except (OSError, ray.exceptions.RayError) as error:
         raise ConnectionError(
             f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} lets us in: {error}; is it running, and is its "
-            f"token in RAY_AUTH_TOKEN or {_TOKEN_FILE}?"
+            f"token in RAY_AUTH_TOKEN or {_TOKEN_FILE}, with RAY_AUTH_MODE=token?"
         ) from error
 
 
