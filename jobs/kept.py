@@ -29,7 +29,8 @@ Workers = Mapping[str, "ActorHandle[Worker]"]
 NAMESPACE = "squall"
 _ANSWER_SECONDS = 10.0
 _BEAT_SECONDS = 1.0
-_PATIENCE_SECONDS = 10.0  # for a worker to start, before others have to make room
+_GLANCE_SECONDS = 1.0  # for the answer of a worker that is not needed; others may not have started yet
+_PATIENCE_SECONDS = 5.0  # for a worker to start, before others have to make room
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def make_room(place: Place, count: int) -> None:
     resource, each = place.scarce
     short = count * each - ray.available_resources().get(resource, 0)
     kept = find_kept() if short > 0 else {}
-    said = ask(kept, lambda worker: worker.status.remote())
+    said = ask(kept, lambda worker: worker.status.remote(), _GLANCE_SECONDS)
     for name in sorted(said, key=lambda name: -said[name].idle_seconds):
         what, freed = said[name].place.scarce
         if short > 0 and what == resource and (not said[name].holder or said[name].is_lapsed):
