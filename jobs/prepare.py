@@ -11,15 +11,13 @@ from typing import Any, Literal, TypeVar
 
 from engines import cuda
 from engines.base import EngineError
-from engines.footprint import bytes_per_cell
 from engines.model import Contract, ModelPackage, Transform
-from engines.ort import OrtEngine
 from engines.precision import Precision
-from engines.probe import probe
 from engines.typed import TypedModel
 from jobs import __version__
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
+from jobs.needs import tile_needs
 from jobs.outfit import Setup
 from jobs.pace import known_pace
 from jobs.pool import Resources
@@ -30,7 +28,6 @@ from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Crew, Flight, Needs, Pace, Plan, make_plan
 from pipelines.product import Product, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
-from pipelines.tiling import round_up
 from pipelines.transform import (
     BLOCK_CELLS,
     SHARED_CELLS,
@@ -221,25 +218,6 @@ def model_needs(contract: Contract) -> ModelNeeds:
         output_space=make_space(_numbers(returned.transform), missing_below=returned.missing_below),
         coverage=returned.coverage,
     )
-
-
-def tile_needs(package: ModelPackage) -> Needs:
-    """What a model asks of its tiles: as declared, or measured where the contract does not say."""
-    rule, frames = package.contract.tile, package.contract.input.frames
-    engine = OrtEngine(package.onnx_path)
-    size = _fixed_size(engine)
-    radius, stride = (None if rule.radius == "global" else rule.radius), rule.stride
-    if rule.radius is None or stride is None:
-        measured = probe(engine, frames, fixed=size, radius=rule.radius)
-        radius, stride = (measured.radius if rule.radius is None else radius), stride or measured.stride
-    footprint = bytes_per_cell(package.onnx_path, frames, size or round_up(256, stride))
-    return Needs(radius, stride, footprint, size)
-
-
-def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:
-    """The one tile size that a model takes, None if it takes any."""
-    height, width = engine.specs[0].shape[2:]
-    return None if height is None or width is None else (height, width)
 
 
 def attributes_of(product: Product, model: ModelNeeds) -> dict[str, Attribute]:

@@ -10,9 +10,10 @@ from engines.model import ModelPackage
 from engines.ort import OrtEngine
 from engines.spec import Shape
 from jobs.cases import CaseSet, archive_cases, stored_cases, storm_cases
+from jobs.needs import tile_needs
 from jobs.pace import known_pace
 from jobs.pool import Resources
-from jobs.prepare import choose_plan, model_needs, require_fit, tile_needs
+from jobs.prepare import choose_plan, model_needs, require_fit
 from pipelines.errors import ConfigError
 from pipelines.planner import Needs, Pace
 from pipelines.product import Product, load_product

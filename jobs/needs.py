@@ -1,0 +1,67 @@
+"""What a model asks of its tiles: as declared, or measured once and kept, for a probe takes most of a second."""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from engines.footprint import bytes_per_cell
+from engines.model import ModelPackage
+from engines.ort import OrtEngine
+from engines.probe import probe
+from jobs import __version__
+from jobs.folders import cache_folder
+from pipelines.planner import Needs
+from pipelines.tiling import round_up
+
+
+def tile_needs(package: ModelPackage) -> Needs:
+    """What a model asks of its tiles: as declared, or measured where the contract does not say.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the graph, or it cannot be probed.
+    """
+    file = _file(package)
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        kept = json.loads(file.read_bytes())
+        return Needs(**kept | {"size": kept["size"] and tuple(kept["size"])})
+    needs = measure_needs(package)
+    _keep(file, needs)
+    return needs
+
+
+def measure_needs(package: ModelPackage) -> Needs:
+    """As `tile_needs`, measured now."""
+    rule, frames = package.contract.tile, package.contract.input.frames
+    engine = OrtEngine(package.onnx_path)
+    size = _fixed_size(engine)
+    radius, stride = (None if rule.radius == "global" else rule.radius), rule.stride
+    if rule.radius is None or stride is None:
+        measured = probe(engine, frames, fixed=size, radius=rule.radius)
+        radius, stride = (measured.radius if rule.radius is None else radius), stride or measured.stride
+    footprint = bytes_per_cell(package.onnx_path, frames, size or round_up(256, stride))
+    return Needs(radius, stride, footprint, size)
+
+
+def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:
+    """The one tile size that a model takes, None if it takes any."""
+    height, width = engine.specs[0].shape[2:]
+    return None if height is None or width is None else (height, width)
+
+
+def _keep(file: Path, needs: Needs) -> None:
+    """Puts the file there whole; where that cannot be, it is measured again the next time."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(asdict(needs)))
+        os.replace(draft, file)
+
+
+def _file(package: ModelPackage) -> Path:
+    """Named by all that the needs come from."""
+    rule, frames = package.contract.tile.model_dump_json(), package.contract.input.frames
+    made_of = f"{__version__} {package.graph_sha256} {package.weights_sha256} {frames} {rule}"
+    return cache_folder() / "needs" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.json"

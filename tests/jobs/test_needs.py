@@ -1,0 +1,74 @@
+"""What a model asks of its tiles is measured once; whatever it comes from makes it be measured again."""
+
+import json
+
+import pytest
+import yaml
+
+import jobs.needs
+from engines.base import ModelError
+from engines.model import load_package
+from jobs.needs import measure_needs, tile_needs
+from jobs.prepare import load
+
+
+@pytest.fixture
+def folder(product, tmp_path, monkeypatch):
+    """A model that does not declare its radius, and a cache of its own."""
+    found = load(product, []).package.folder
+    monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
+    contract = yaml.safe_load((found / "model.yaml").read_text())
+    contract["tile"] = {}
+    (found / "model.yaml").write_text(yaml.safe_dump(contract))
+    return found
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How often something was measured."""
+    calls = []
+    monkeypatch.setattr(jobs.needs, "measure_needs", lambda package: calls.append(1) or measure_needs(package))
+    return calls
+
+
+def test_the_second_time_nothing_is_measured(folder, count):
+    package = load_package(folder)
+    first = tile_needs(package)
+    assert tile_needs(package) == first == measure_needs(package)
+    assert len(count) == 1
+
+
+def test_another_rule_of_the_contract_is_measured_anew(folder, count):
+    tile_needs(load_package(folder))
+    contract = yaml.safe_load((folder / "model.yaml").read_text())
+    contract["tile"] = {"stride": 4, "radius": 40}
+    (folder / "model.yaml").write_text(yaml.safe_dump(contract))
+    needs = tile_needs(load_package(folder))
+    assert (needs.stride, needs.radius) == (4, 40)
+    assert len(count) == 2
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"radius": 1}), json.dumps({"size": None, "wrong": 1})])
+def test_a_damaged_file_is_measured_anew(folder, count, content, tmp_path):
+    package = load_package(folder)
+    needs = tile_needs(package)
+    (file,) = (tmp_path / "cache" / "needs").iterdir()
+    file.write_text(content)
+    assert tile_needs(package) == needs
+    assert len(count) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(folder, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "file"))
+    assert tile_needs(load_package(folder)) == measure_needs(load_package(folder))
+
+
+def test_a_model_that_cannot_run_is_not_remembered_as_fit(folder, count, monkeypatch, tmp_path):
+    def refuse(package):
+        raise ModelError("no such operator")
+
+    monkeypatch.setattr(jobs.needs, "measure_needs", refuse)
+    with pytest.raises(ModelError, match="no such operator"):
+        tile_needs(load_package(folder))
+    assert not (tmp_path / "cache" / "needs").exists()
