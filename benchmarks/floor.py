@@ -149,7 +149,7 @@ def measure_bare(engine: Any, batches: Sequence[np.ndarray]) -> Bare:
 
 def _in_row(engine: Any, batches: Sequence[np.ndarray]) -> None:
     """Batches one after the other, as many in flight as the engine has lanes."""
-    with ThreadPoolExecutor(engine.lanes) as threads:
+    with ThreadPoolExecutor(getattr(engine, "lanes", 1)) as threads:
         list(threads.map(partial(_call, engine), batches))
 
 
