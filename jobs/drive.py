@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -13,9 +13,10 @@ from jobs.dispatch import Assign, Decision, Dispatcher
 from jobs.pool import Pool
 from pipelines.errors import PipelineError
 
-MOST_STILLBORN = 3  # workers of one run that may die before they are ready
+MOST_STILLBORN = 5  # workers of one run that may die before they are ready
 
 _TICK_SECONDS = 0.5
+_PAUSE_SECONDS = 0.3
 
 Work = TypeVar("Work")
 
