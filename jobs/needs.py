@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from engines.model import ModelPackage
 from engines.ort import OrtEngine
 from engines.probe import probe
 from jobs import __version__
-from jobs.folders import cache_folder
+from jobs.folders import cache_folder, put_whole
 from pipelines.planner import Needs
 from pipelines.tiling import round_up
 
@@ -28,7 +27,8 @@ def tile_needs(package: ModelPackage) -> Needs:
         kept = json.loads(file.read_bytes())
         return Needs(**kept | {"size": kept["size"] and tuple(kept["size"])})
     needs = measure_needs(package)
-    _keep(file, needs)
+    with suppress(OSError):  # where it cannot be kept, it is measured again the next time
+        put_whole(file, json.dumps(asdict(needs)).encode())
     return needs
 
 
@@ -49,15 +49,6 @@ def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:
     """The one tile size that a model takes, None if it takes any."""
     height, width = engine.specs[0].shape[2:]
     return None if height is None or width is None else (height, width)
-
-
-def _keep(file: Path, needs: Needs) -> None:
-    """Puts the file there whole; where that cannot be, it is measured again the next time."""
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(asdict(needs)))
-        os.replace(draft, file)
 
 
 def _file(package: ModelPackage) -> Path:

@@ -1,12 +1,11 @@
 """The pace of a model and of the cores beside it, as it was measured on this machine; the planner goes by it."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from engines.model import ModelPackage
-from jobs.folders import cache_folder
+from jobs.folders import cache_folder, put_whole
 from pipelines.planner import Pace
 
 
@@ -20,12 +19,7 @@ def known_pace(package: ModelPackage) -> Pace | None:
 
 def keep_pace(package: ModelPackage, pace: Pace) -> Path:
     """Writes what was measured, whole or not at all."""
-    file = _file(package)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps(asdict(pace)))
-    os.replace(draft, file)
-    return file
+    return put_whole(_file(package), json.dumps(asdict(pace)).encode())
 
 
 def _file(package: ModelPackage) -> Path:

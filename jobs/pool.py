@@ -18,11 +18,11 @@ from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
 from jobs.worker import WATCH, Setup, Worker
 from pipelines.planner import Crew
 
-THREADS = 4  # of one process beyond which they wait for Python's lock more than they work
+THREADS = 4  # of one process beside a GPU; with more of them its cores stay idle, docs/decisions/019
 MOST_PER_GPU = 4
 _OBJECT_STORE_BYTES = 10**9
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-"""What glibc gives back to the system it has to take again, page by page, while all threads of a process wait."""
+"""What glibc gives back to the system it has to take again, page by page."""
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
 

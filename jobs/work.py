@@ -20,6 +20,7 @@ from pydantic_core import to_json
 
 from engines.lock import LockError, hold
 from engines.supply import Tell
+from jobs.folders import put_whole
 
 T = TypeVar("T")
 
@@ -57,12 +58,7 @@ class Work:
 
     def put(self, name: str, data: bytes) -> Path:
         """The path of a file with these bytes, put there whole."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_bytes(data)
-        os.replace(draft, path)
-        return path
+        return put_whole(self.folder / name, data)
 
     def _read(self, step: str) -> dict[str, Any]:
         try:
