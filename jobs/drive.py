@@ -13,10 +13,9 @@ from jobs.dispatch import Assign, Decision, Dispatcher
 from jobs.pool import Pool
 from pipelines.errors import PipelineError
 
-MOST_STILLBORN = 5  # workers of one run that may die before they are ready
+MOST_STILLBORN = 3  # workers of one run that may die before they are ready
 
 _TICK_SECONDS = 0.5
-_PAUSE_SECONDS = 0.3
 
 Work = TypeVar("Work")
 

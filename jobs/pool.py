@@ -1,6 +1,5 @@
 """Starts, finds and replaces workers on Ray: a local one of our own, or a running cluster."""
 
-import gc
 import itertools
 import logging
 import os
@@ -35,7 +34,6 @@ def connect(cores: int | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    gc.collect()  # handles of an earlier Ray: their ends would count for actors that are given the same numbers here
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" not in os.environ:
         ray.init(**quiet, **_local(cores))

@@ -1,8 +1,16 @@
-"""How every property test runs: no deadline on a busy machine; in CI always the same examples."""
+"""How every test runs: property tests without a deadline, in CI always the same examples; Ray with one token.
+
+Ray reads whether clusters ask for a token once in a process, and keeps to it for every cluster that the process joins
+afterwards: a cluster without tokens could not ask this one whether its actors are still wanted, and would end them.
+"""
 
 import os
+import secrets
 
 from hypothesis import settings
+
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 settings.register_profile("squall", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("squall")

@@ -30,6 +30,5 @@ def test_the_user_says_how_many_workers_share_a_gpu():
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(ConnectionError, match=r"RAY_ADDRESS=127\.0\.0\.1:1"):
         connect()

@@ -45,9 +45,8 @@ def cluster():
         tempfile.TemporaryDirectory(prefix="sq", ignore_cleanup_errors=True) as d,
     ):
         address = f"127.0.0.1:{free_port()}"
-        for name in [name for name in os.environ if name.startswith("RAY_")]:
+        for name in [name for name in os.environ if name.startswith("RAY_") and "AUTH" not in name]:
             patch.delenv(name)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false",
