@@ -3,7 +3,7 @@
 Everything here can be deleted at any time; it is fetched again.
 
 ```
-<root>/<sha256 of version.json>/    the files of a version; it gets its name once all are whole
+<root>/<sha256 of version.json>/    a version, as in a registry in a folder; it gets its name once all are whole
       /.locks/  /.staging/
 ```
 """
@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engines.base import ModelError
-from engines.files import discard, make_folders, put_folder, staging, sweep
+from engines.files import discard, make_folders, put_folder, staging, sweep, write_new
 from engines.lock import LockError, hold
 from engines.model import ModelPackage
-from engines.release import RegistryError, Release, as_json, open_release
+from engines.release import RECORD, RegistryError, Release, as_json, open_release
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Fetched:
             draft = place / "version"
             draft.mkdir()
             fetch(draft)
+            write_new(draft / RECORD, as_json(release))
             open_release(draft, release)
             yield draft
 
