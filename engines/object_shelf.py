@@ -50,7 +50,7 @@ def connect(url: str) -> Any:
     if scheme == "memory":
         return from_url("memory:///")
     if scheme not in _CREDENTIALS:
-        reason = "; a web server cannot refuse to overwrite a file" if scheme in ("http", "https") else ""
+        reason = "; a plain web server does not list what it holds" if scheme in ("http", "https") else ""
         raise RegistryError(f"no registry can be kept at {url}{reason}; {_EXAMPLES}")
     try:
         return from_url(url, retry_config=_RETRIES)

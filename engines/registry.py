@@ -2,7 +2,10 @@
 
 An alias is its history: numbered files, of which the highest counts. To promote or roll back is to put one more file
 where none is yet, so it happens whole or not at all, of two at once one is second, and nothing is ever lost. No lock
-is taken. docs/decisions/013-registry.md
+is taken. The rules are here; how they lie in a folder or on an object store is the work of a shelf.
+docs/decisions/013-registry.md
+
+In a folder (engines/object_shelf.py says what differs on an object store):
 
 ```
 <root>/<model>/versions/<version>/version.json        who added it, sha256 of every file
