@@ -84,11 +84,8 @@ def compare(engine: TensorRTEngine, lane: TensorRTLane, repeats: int) -> None:
 def report(readings: dict[str, list[tuple[float, float, float]]], are_equal: bool) -> None:
     print("| way | host ms to queue | ms a batch alone | ms a batch in a row |\n|---|---|---|---|")
     for name, rows in readings.items():
-        print(
-            f"| {name} | "
-            + " | ".join(f"{statistics.median(column) * 1e3:.3f}" for column in zip(*rows, strict=True))
-            + " |"
-        )
+        medians = (statistics.median(column) * 1e3 for column in zip(*rows, strict=True))
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in medians) + " |")
     print(f"results equal: {are_equal}")
 
 
