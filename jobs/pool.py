@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,10 +38,11 @@ def connect(cores: int | None = None) -> None:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" not in os.environ:
+        _keep_to_ourselves()
         with _on_loopback():
             ray.init(**quiet, **_local(cores))
         return
-    if any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().exists():
+    if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for one, `ray.init` sends none by itself
     try:
         _knock(os.environ["RAY_ADDRESS"])
@@ -57,6 +59,17 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition("/")[2].partition(":")
     if host and host not in ("auto", "local"):
         socket.create_connection((host, int(port or 6379)), timeout=10).close()
+
+
+def _has_token() -> bool:
+    return any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().exists()
+
+
+def _keep_to_ourselves() -> None:
+    """A Ray started here sends no usage statistics, and where there is no token it gets one that ends with it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager
