@@ -68,6 +68,7 @@ def _fold(model: onnx.ModelProto, weights: Path, to: Path) -> None:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(to)
+    options.enable_mem_reuse = False  # nothing is run
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.resolve()))
     try:

@@ -186,6 +186,8 @@ def _open(model: Path | bytes, name: str, threads: int, keep: Path | None = None
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_mem_reuse = False  # planning takes the square of the operators; the arena reuses what was given back
+    options.enable_mem_pattern = False  # a plan a shape, which holds more memory and saves no time
     options.log_severity_level = _SILENT
     if isinstance(model, bytes):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -75,7 +75,7 @@ def is_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.bool_]:
     """True where codes as stored mean missing; the shape of `raw`."""
     missing = ~np.isfinite(raw) if encoding.is_float else np.zeros(raw.shape, np.bool_)
     for code in encoding.missing:
-        missing |= raw == raw.dtype.type(code)
+        missing |= raw == (raw.dtype.type(code) if encoding.is_float else int(code))  # an integer may be out of bounds
     return missing
 
 

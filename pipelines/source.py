@@ -26,6 +26,7 @@ from pipelines.frames import Cycle, Times, check_missing, check_times, choose_fr
 from pipelines.grid import Grid, Window
 from pipelines.product import InputSpec, Product
 from pipelines.threads import map_on
+from pipelines.timecode import decode_times
 
 __all__ = [
     "Cycle",
@@ -354,30 +355,9 @@ def _grid_mapping(group: Any, array: Any) -> str | None:
 def _read_times(axis: Any, where: str, known: Times | None) -> Times:
     """Times of the axis; where the known ones still stand, only those after them are read."""
     start = len(known) - 1 if known is not None and 0 < len(known) <= axis.shape[0] else 0
-    times = _decode_times(axis[start:], axis.attrs, where)
+    times = decode_times(axis[start:], axis.attrs, where)
     if start and known is not None:
         if times[0] != known[-1]:
-            return _decode_times(axis[:], axis.attrs, where)
+            return decode_times(axis[:], axis.attrs, where)
         return np.concatenate([known[:start], times])
     return times
-
-
-def _decode_times(numbers: Raw, attributes: Mapping[str, Any], where: str) -> Times:
-    """Times of CF numbers, datetime64[ns], UTC; a fill value becomes NaT."""
-    import xarray as xr  # half a second to import, and workers need no times
-
-    if numbers.dtype.kind == "M":
-        return numbers.astype("datetime64[ns]")
-    missing = is_missing(numbers, read_encoding(numbers.dtype, attributes, None, where))
-    numbers = np.where(missing, np.nan, numbers) if missing.any() else numbers
-    units, calendar = attributes.get("units"), attributes.get("calendar", "standard")
-    coded = xr.Dataset(coords={"time": ("time", numbers, {"units": units, "calendar": calendar})})
-    found = f"the time axis of {where} has units {units!r}, calendar {calendar!r}"
-    expected = "expected CF times of a real calendar, such as seconds since 1970-01-01"
-    try:
-        times: Raw = xr.decode_cf(coded)["time"].values
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{found}; {expected}") from error
-    if times.dtype.kind != "M":
-        raise InputError(f"{found}; {expected}")
-    return times.astype("datetime64[ns]")

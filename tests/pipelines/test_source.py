@@ -310,6 +310,13 @@ def test_both_missing_codes_of_cf_count_as_missing():
     np.testing.assert_array_equal(unpack(np.array([-2, -1, 0, 3], np.int16), encoding), [np.nan, np.nan, 0, 1.5])
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "i8"])
+def test_integers_without_a_missing_code_are_all_there(dtype):
+    encoding = read_encoding(np.dtype(dtype), {"scale_factor": 0.5}, None, "rain")
+    bounds = np.array([np.iinfo(dtype).min, 0, np.iinfo(dtype).max], dtype)[1 if dtype == "i8" else 0 :]
+    np.testing.assert_array_equal(unpack(bounds, encoding), bounds * 0.5)
+
+
 def test_not_a_number_and_infinity_are_missing():
     raw = np.array([[np.nan, np.inf, -np.inf, -9.0, 0.0]], np.float32)
     encoding = Encoding("float32", -9.0, (-9.0,))
