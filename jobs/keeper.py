@@ -1,6 +1,5 @@
 """What an operator sees of kept workers, and how they are ended by hand."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 import ray
 
 from jobs.kept import Workers, ask, find_kept
-from jobs.pool import connect, disconnect
+from jobs.pool import connect, disconnect, outlives_us
 from jobs.worker import Status
 from pipelines.errors import ConfigError
 from pipelines.product import load_product
@@ -58,7 +57,7 @@ def _end(kept: Workers, row: WorkerRow) -> WorkerRow:
 @contextmanager
 def _kept(file: Path | None) -> Iterator[Workers]:
     product = None if file is None else load_product(file).name
-    if "RAY_ADDRESS" not in os.environ:
+    if not outlives_us():
         raise ConfigError("RAY_ADDRESS is not set; workers are kept on a running cluster only, so name it, or auto")
     connect()
     try:

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ray._private import ray_constants
 from ray.actor import ActorHandle
 
 from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
+from jobs.session import session_folder
 from jobs.worker import WATCH, Setup, Worker
 from pipelines.planner import Crew
 
@@ -26,6 +27,7 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": 
 """What glibc gives back to the system it has to take again, page by page."""
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
+_session = ExitStack()  # of the Ray that was started here
 
 
 def connect(cores: int | None = None) -> None:
@@ -37,10 +39,8 @@ def connect(cores: int | None = None) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if "RAY_ADDRESS" not in os.environ:
-        _keep_to_ourselves()
-        with _on_loopback():
-            ray.init(**quiet, **_local(cores))
+    if not outlives_us():
+        _start(quiet | _local(cores))
         return
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for one, `ray.init` sends none by itself
@@ -63,6 +63,21 @@ def _knock(address: str) -> None:
 
 def _has_token() -> bool:
     return any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().exists()
+
+
+def _start(options: dict[str, Any]) -> None:
+    _keep_to_ourselves()
+    try:
+        with _on_loopback():
+            ray.init(**options, **_folder())
+    except BaseException:
+        disconnect()
+        raise
+
+
+def _folder() -> dict[str, str]:
+    """Sockets and logs of a Ray started here end with it, unless the user says where Ray is to leave them."""
+    return {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(_session.enter_context(session_folder()))}
 
 
 def _keep_to_ourselves() -> None:
@@ -100,11 +115,12 @@ def _local(cores: int | None) -> dict[str, Any]:
 
 def disconnect() -> None:
     ray.shutdown()
+    _session.close()
 
 
 def outlives_us() -> bool:
     """True if the Ray that we have joined, or will join, is there when this run has ended."""
-    return "RAY_ADDRESS" in os.environ
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def _ignore(text: str) -> None: ...

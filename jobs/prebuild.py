@@ -96,9 +96,9 @@ def _kinds(wanted: Sequence[str]) -> dict[str, str]:
         return {}
     import ray
 
-    from jobs.pool import connect
+    from jobs.pool import connect, outlives_us
 
-    if "RAY_ADDRESS" not in os.environ and not ray.is_initialized():
+    if not outlives_us() and not ray.is_initialized():
         raise ConfigError(f"{', '.join(wanted)} is built by a Ray cluster that has one; set RAY_ADDRESS, or write here")
     connect()
     prefix = "accelerator_type:"
