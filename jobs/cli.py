@@ -1,6 +1,7 @@
 """The command line `squall`: cycles of a product here; models, engines and publishing in files of their own."""
 
 import dataclasses
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,19 @@ class Time(click.ParamType[Any]):
         if self._or_latest and value == "latest":
             return None
         try:
-            time = np.datetime64(value.removesuffix("Z"), "ns")
-        except ValueError:
-            time = np.datetime64("NaT")
-        if np.isnat(time):
+            return _utc(value)
+        except (ValueError, OverflowError):
             words = "latest or UTC" if self._or_latest else "UTC"
             self.fail(f"{value!r} is no time; write {words} such as 2016-09-28T15:30Z", param, ctx)
-        return time
+
+
+def _utc(text: str) -> np.datetime64:
+    """A time in ISO 8601, UTC unless it says otherwise, in the years that nanoseconds reach."""
+    found = datetime.fromisoformat(text)
+    time = found if found.tzinfo is None else found.astimezone(UTC).replace(tzinfo=None)
+    if not 1678 <= time.year < 2262:
+        raise ValueError(f"{text} is out of range")
+    return np.datetime64(time, "ns")
 
 
 class Step(click.ParamType[Any]):

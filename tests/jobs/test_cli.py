@@ -8,7 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from jobs.cli import main
+from jobs.cli import Time, main
 from jobs.outcome import Exit
 
 COMMANDS = ("demo", "run", "backfill", "validate", "plan", "inspect", "cycles", "verify", "models")
@@ -87,10 +87,19 @@ def test_a_plan_says_what_was_picked_and_why(product):
     assert planned["plan"]["tiling"]["halo"] == 4
 
 
-def test_a_time_that_is_none_is_wrong_usage(product):
-    done = squall("run", product, "--time", "noon")
+@pytest.mark.parametrize("time", ["noon", "201609281530", "1500-01-01", "9999-12-31T23:59-10:00", "2016-09-28T25:00"])
+def test_a_time_that_is_none_is_wrong_usage(product, time):
+    done = squall("run", product, "--time", time)
     assert done.exit_code == Exit.USAGE
     assert "2016-09-28T15:30Z" in done.output
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2016-09-28T15:30Z", "2016-09-28T15:30", "2016-09-28 15:30:00", "20160928T1530", "2016-09-28T17:30+02:00"],
+)
+def test_a_time_is_read_in_every_form_of_iso_8601(text):
+    assert Time().convert(text, None, None) == np.datetime64("2016-09-28T15:30")
 
 
 def test_models_are_listed_and_a_package_is_described(product):
