@@ -1,8 +1,10 @@
 """The product file: what one published forecast is made of, as a forecaster writes it in YAML."""
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +27,9 @@ from pipelines.errors import ConfigError
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*(s|min|h|d)")
 _SIZES = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+_LONGEST = timedelta(days=36525)  # a century: times in ns end in 2262
+_BRIEF = reprlib.Repr()  # an alias in YAML can stand for gigabytes
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 2, 200, 200
 
 
 def parse_duration(text: Any) -> Any:
@@ -42,7 +47,10 @@ def parse_duration(text: Any) -> Any:
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise ValueError(f"{text!r} is no duration; write a number with s, min, h or d, such as 10min")
-    return timedelta(seconds=float(found[1]) * _UNITS[found[2]])
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if abs(seconds) > _LONGEST.total_seconds():
+        raise ValueError(f"{text!r} is more than a century")
+    return timedelta(seconds=seconds)
 
 
 def format_duration(value: timedelta) -> str:
@@ -65,7 +73,7 @@ def parse_size(text: Any) -> Any:
         return text
     if found[2] not in _SIZES:
         raise ValueError(f"{text!r} has the unit {found[2]}; use one of {', '.join(_SIZES)}")
-    return int(float(found[1]) * _SIZES[found[2]])
+    return int(Decimal(found[1]) * _SIZES[found[2]])
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
@@ -96,9 +104,9 @@ Durations = Annotated[tuple[Duration, ...], Tag("[list]")]
 
 
 class Part(BaseModel):
-    """A part of the product file: unknown keys are errors, values never change."""
+    """A part of the product file: unknown keys are errors, numbers are finite, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Last(Part):
@@ -244,11 +252,15 @@ def load_product(path: Path, overrides: Sequence[str] = ()) -> Product:
         ConfigError: every problem of the file at once, each with its key and what was found.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+        twice = _find_twice(yaml.compose(text, yaml.SafeLoader))
     except OSError as error:
         raise ConfigError(f"cannot read product file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers have errors of their own
         raise ConfigError(f"product file {path} is not YAML: {error}") from error
+    if twice:
+        raise ConfigError(f"product file {path} gives keys twice: {', '.join(twice)}; keep one of each")
     if not isinstance(tree, dict):
         raise ConfigError(f"product file {path} holds {type(tree).__name__}; expected keys such as name, input, model")
     for override in overrides:
@@ -259,6 +271,21 @@ def load_product(path: Path, overrides: Sequence[str] = ()) -> Product:
 def dump_product(product: Product) -> str:
     """The product as YAML, every default written out; `load_product` reads it back."""
     return str(yaml.safe_dump(product.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _find_twice(root: yaml.Node | None) -> list[str]:
+    """Keys that a mapping holds more than once, with their lines; YAML takes the last of them without a word."""
+    seen, twice = {id(root)}, []
+    for node in (queue := [root]):
+        keys = set()
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+            if key.value in keys:
+                twice.append(f"{key.value} (line {key.start_mark.line + 1})")
+            keys.add(key.value)
+            if id(value) not in seen:  # an alias is the node that it stands for
+                seen.add(id(value))
+                queue.append(value)
+    return twice
 
 
 def _validated(tree: dict[str, Any], where: str) -> Product:
@@ -278,10 +305,10 @@ def _key(loc: tuple[int | str, ...]) -> str:
 
 def _reason(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
-        return f"unknown key (found value {problem['input']!r})"
+        return f"unknown key (found value {_BRIEF.repr(problem['input'])})"
     if problem["type"] == "missing":
         return "is missing"
-    return f"{problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
+    return f"{problem['msg'].removeprefix('Value error, ')} (found {_BRIEF.repr(problem['input'])})"
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -295,7 +322,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent} holds {tree!r}, not keys")
     try:
         tree[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"override {override!r}: the value is not YAML") from error
 
 
@@ -314,4 +341,7 @@ def _with_absolute_paths(product: Product, folder: Path) -> Product:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return path if "://" in path else str((folder / Path(path).expanduser()).resolve())
+    try:
+        return path if "://" in path else str((folder / Path(path).expanduser()).resolve())
+    except RuntimeError as error:  # there is no such user, or a link that leads to itself
+        raise ConfigError(f"{path} is no path: {error}") from error

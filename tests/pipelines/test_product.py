@@ -103,6 +103,10 @@ def test_a_dumped_product_reads_back_equal(rain, tmp_path, override):
         ("deadline=0s", "deadline", "greater than"),
         ("keep_warm=-1min", "keep_warm", "greater than or equal to"),
         ("keep_warm=15", "keep_warm", "15 has no unit"),
+        ("output.keep=200000d", "output.keep", "more than a century"),
+        ("deadline=" + "9" * 400 + "s", "deadline", "more than a century"),
+        ("output.packing.add_offset=.nan", "output.packing.add_offset", "finite"),
+        ("input.stor=" + "x" * 9999, "input.stor", "xxx...xxx"),
     ],
 )
 def test_a_mistake_is_named_once_with_its_key(rain, override, key, reason):
@@ -127,7 +131,17 @@ def test_a_version_and_an_alias_exclude_each_other(rain):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("{a: [", "is not YAML"), ("- 1", "holds list"), ("\xff", "holds str"), ("", "holds NoneType")],
+    [
+        ("{a: [", "is not YAML"),
+        ("- 1", "holds list"),
+        ("\xff", "holds str"),
+        ("", "holds NoneType"),
+        ("deadline: 2016-99-99", "is not YAML: month"),
+        ("a: " + "[" * 5000 + "]" * 5000, "is not YAML"),
+        (RAIN + "output: {store: elsewhere}", r"gives keys twice: output \(line 13\)"),
+        (RAIN.replace("  convert: zr", "  variable: rain"), r"gives keys twice: variable \(line 7\)"),
+        ("a: &a {b: *a, c: 1, c: 2}", r"gives keys twice: c \(line 1\)"),
+    ],
 )
 def test_a_file_that_is_no_product_is_refused(tmp_path, text, reason):
     path = tmp_path / "x.yaml"
@@ -141,10 +155,24 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         load_product(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("override", ["workers", "=3", "name.x=1", "workers=["])
+@pytest.mark.parametrize("override", ["workers", "=3", "name.x=1", "workers=[", "deadline=2016-99-99"])
 def test_an_override_that_fits_nothing_is_refused(rain, override):
     with pytest.raises(ConfigError, match="override"):
         load_product(rain, [override])
+
+
+def test_an_alias_that_stands_for_millions_of_words_makes_a_short_message(tmp_path):
+    path = tmp_path / "x.yaml"
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 8)]
+    path.write_text("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(levels))
+    with pytest.raises(ConfigError, match="a7: unknown key") as refused:
+        load_product(path)
+    assert len(str(refused.value)) < 10_000
+
+
+def test_a_home_that_nobody_has_is_refused(rain):
+    with pytest.raises(ConfigError, match="~nobody-of-this-name/x is no path"):
+        load_product(rain, ["output.store=~nobody-of-this-name/x"])
 
 
 @given(
@@ -161,6 +189,8 @@ def test_a_duration_without_a_known_unit_is_refused(text):
         parse_duration(text)
 
 
-@pytest.mark.parametrize(("text", "size"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), (7, 7)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), (7, 7), ("1" + "0" * 400 + "MB", 10**406)]
+)
 def test_sizes_are_read(text, size):
     assert parse_size(text) == size
