@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import Any
 
@@ -14,7 +15,8 @@ from jobs.make import CycleReport, Filled, Status, describe_cycle, make_cycle
 from jobs.pool import Pool
 from jobs.prepare import Prepared
 from pipelines.cycles import find_cycle
-from pipelines.errors import AlreadyPublishedError, NotYetError
+from pipelines.errors import AlreadyPublishedError, InputError, NotYetError
+from pipelines.frames import text_of
 from pipelines.run import BlockResult
 from pipelines.sink import Draft, expire, sweep
 from pipelines.source import Cycle, Source, find_inputs
@@ -24,6 +26,7 @@ from pipelines.tiling import Block
 __all__ = ["CycleReport", "Progress", "Status", "run_cycle", "wait_for_inputs"]
 
 _POLL_SECONDS = 1.0
+_AHEAD = np.timedelta64(30, "m")  # that clocks may differ by; a time zone is more
 
 Progress = Callable[[int, int, Sequence[BlockResult]], None]
 """Called with blocks settled, blocks in all, and the results so far."""
@@ -39,7 +42,7 @@ def run_cycle(
     """The report of a cycle that is published now, or was before.
 
     Args:
-        reference_time: UTC; None = the newest frame of the store.
+        reference_time: UTC; None = the newest frame of the store, which may not be of a time to come.
         replace_published: publish a revision if the cycle stands already.
         progress: called as blocks are settled.
 
@@ -79,11 +82,28 @@ def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) ->
     while True:
         try:
             source = prepared.source.refresh()
-            return source, find_inputs(source, prepared.product, reference_time)
+            cycle = find_inputs(source, prepared.product, reference_time)
+            break
         except NotYetError:
             if monotonic() >= give_up:
                 raise
             sleep(_POLL_SECONDS)
+    if reference_time is None:
+        _refuse_future(cycle, _now(), source.where)
+    return source, cycle
+
+
+def _now() -> np.datetime64:
+    return np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ns")
+
+
+def _refuse_future(cycle: Cycle, now: np.datetime64, where: str) -> None:
+    """Raises InputError if the newest frame is of a time to come: `latest` would stay at it, and `keep` start there."""
+    if cycle.reference_time > now + _AHEAD:
+        raise InputError(
+            f"the newest frame of {where} is of {text_of(cycle.reference_time)}, and now it is {text_of(now)}: a time "
+            "or the clock of this machine is wrong; --time makes the cycle of an earlier frame"
+        )
 
 
 def _already(prepared: Prepared, cycle: Cycle, note: str) -> CycleReport:

@@ -54,6 +54,18 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_a_newest_frame_of_a_time_to_come_makes_no_cycle_unless_it_is_asked_for(product, monkeypatch):
+    prepared = prepare(load(product, []), cluster_resources())
+    newest, minutes = prepared.source.times[-1], np.timedelta64(1, "m")
+    for ahead in (-60 * minutes, 29 * minutes):
+        monkeypatch.setattr("jobs.cycle._now", lambda ahead=ahead: newest - ahead)
+        assert wait_for_inputs(prepared, None)[1].reference_time == newest
+    monkeypatch.setattr("jobs.cycle._now", lambda: newest - 31 * minutes)
+    with pytest.raises(InputError, match=r"is of 2024-06-01T12:25Z, and now it is 2024-06-01T11:54Z"):
+        wait_for_inputs(prepared, None)
+    assert wait_for_inputs(prepared, newest)[1].reference_time == newest
+
+
 def left_in_staging(product: Path) -> list[Path]:
     return list((product.parent / "out" / "tiny" / ".staging").glob("*"))
 
