@@ -11,6 +11,7 @@ import numpy as np
 from jobs import show
 from jobs.command import as_json, ends_clearly
 from jobs.engine_cli import engine
+from jobs.options import NewFile
 from jobs.outcome import Exit
 from jobs.pool_cli import pool
 from jobs.publish_cli import publish
@@ -94,8 +95,8 @@ def main() -> None:
     "--time", type=Time(or_latest=True), default="latest", show_default=True, help="Reference time in UTC, or latest."
 )
 @click.option("--replace", is_flag=True, help="Publish a revision if the cycle is published already.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw observed past and forecast into this PNG.")
-@click.option("--trace", type=click.Path(path_type=Path), help="Write what ran when to this JSON; see ui.perfetto.dev.")
+@click.option("--plot", type=NewFile(), help="Draw observed past and forecast into this PNG.")
+@click.option("--trace", type=NewFile(), help="Write what ran when to this JSON; see ui.perfetto.dev.")
 @as_json
 @click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
 @ends_clearly
@@ -205,11 +206,11 @@ def validate(file: Path, overrides: tuple[str, ...], format_: str) -> Exit:
     if format_ == "json":
         click.echo(show.as_json({"file": file, "valid": not problems, "problems": problems}))
     elif problems:
-        show.err.print(f"[bold red]{len(problems)} problem(s)[/] in {file}:")
+        show.err.print(show.coloured(f"{len(problems)} problem(s)", "bold red", f" in {file}:"))
         for problem in problems:
-            show.err.print(f"  {problem}", markup=False)
+            show.err.print(f"  {problem}")
     else:
-        show.out.print(f"[green]valid[/] {file}")
+        show.out.print(show.coloured("valid", "green", f" {file}"))
     return Exit.BAD_CONFIGURATION if problems else Exit.PUBLISHED
 
 

@@ -1,6 +1,8 @@
 """What every command has: one clear end, and output for people or machines."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -18,11 +20,15 @@ def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        _stop_cleanly()
         try:
             code = command(*args, **kwargs) or Exit.PUBLISHED
         except KeyboardInterrupt as error:
-            show.err.print(f"[bold red]squall:[/] interrupted; {str(error) or 'nothing was published'}")
-            code = Exit.INTERRUPTED
+            code = _interrupted(str(error))
+        except SystemExit as end:
+            if end.code != signal.SIGTERM:
+                raise
+            code = _interrupted()  # once Ray is there, SIGTERM comes this way
         except click.ClickException:
             raise
         except Exception as error:
@@ -33,3 +39,21 @@ def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
         sys.exit(int(code))
 
     return wrapped
+
+
+def _interrupted(what: str = "") -> Exit:
+    show.err.print(show.coloured("squall:", "bold red", f" interrupted; {what or 'nothing is half published'}"))
+    return Exit.INTERRUPTED
+
+
+def _stop_cleanly() -> None:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, unless the user has it ignore them."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

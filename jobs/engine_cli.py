@@ -141,8 +141,8 @@ def gate(
         click.echo(show.as_json({"out": out, "verdicts": verdicts}))
     else:
         for precision, verdict in verdicts.items():
-            word = "[green]go[/]" if verdict.is_go else "[bold red]no-go[/]"
-            show.out.print(f"{word} {precision}: {verdict.summary}")
+            word = ("go", "green") if verdict.is_go else ("no-go", "bold red")
+            show.out.print(show.coloured(*word, f" {precision}: {verdict.summary}"))
         show.out.print(f"reports in {out}")
     return Exit.PUBLISHED if all(verdict.is_go for verdict in verdicts.values()) else Exit.REFUSED
 
@@ -183,7 +183,7 @@ def bench(
     if format_ == "json":
         click.echo(show.as_json({"out": out, "headline": found.headline}))
     else:
-        show.out.print(f"{found.headline}\nreport in {out}", markup=False)
+        show.out.print(f"{found.headline}\nreport in {out}")
 
 
 @engine.command("explain-key")

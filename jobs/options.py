@@ -1,11 +1,25 @@
 """What words on the command line mean; importing it waits for nothing."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class NewFile(click.ParamType[Any]):
+    """A file that is written in the end; that it can be is known at the start."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        path = Path(value)
+        target = path if path.exists() else path.parent
+        if path.is_dir() or not path.parent.is_dir() or not os.access(target, os.W_OK):
+            self.fail(f"{value} cannot be written; name a file in a folder that you may write to", param, ctx)
+        return path
 
 
 class Precisions(click.ParamType[Any]):

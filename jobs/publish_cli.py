@@ -87,7 +87,7 @@ def _whole(path: Path | None) -> Path | None:
 
 def _show(report: "PublishReport") -> None:
     """What was obtained, precision by precision, and what is in use now."""
-    show.out.print(f"[bold]{report.name} {report.version}[/] ({report.identity}): {report.change}")
+    show.out.print(show.coloured(f"{report.name} {report.version}", "bold", f" ({report.identity}): {report.change}"))
     rows = [
         (
             each.asked,
@@ -100,7 +100,7 @@ def _show(report: "PublishReport") -> None:
     ]
     show.table("", ("asked", "obtained", "engine", "in", "gate"), rows)
     for each in report.precisions:
-        show.out.print(f"{each.asked}: {each.judged.summary}", markup=False)
+        show.out.print(f"{each.asked}: {each.judged.summary}")
         if each.built.computed and not each.built.fault:
             show.out.print(f"{each.asked}: computed in {each.built.computed}", style="dim")
     facts = show.pairs_table()
@@ -116,8 +116,8 @@ def _show(report: "PublishReport") -> None:
 
 def _show_end(report: "PublishReport") -> None:
     if report.refused:
-        show.out.print(f"[bold red]refused[/] in {', '.join(report.refused)}; no alias was moved")
+        show.out.print(show.coloured("refused", "bold red", f" in {', '.join(report.refused)}; no alias was moved"))
     elif report.move is not None:
-        show.out.print(f"[green]{report.move.alias}[/] stands at version {report.move.version}")
+        show.out.print(show.coloured(report.move.alias, "green", f" stands at version {report.move.version}"))
     else:
-        show.out.print(f"[green]ready[/]: squall model promote {report.name} {report.version}")
+        show.out.print(show.coloured("ready", "green", f": squall model promote {report.name} {report.version}"))

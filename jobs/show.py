@@ -1,5 +1,6 @@
 """What a person sees of a command: progress, tables, one clear line for an error; or JSON for machines."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # help and errors must not wait for Ray
     from jobs.backfill import BackfillReport, Tally
@@ -21,8 +23,14 @@ if TYPE_CHECKING:  # help and errors must not wait for Ray
     from pipelines.memory import Memory
     from pipelines.run import BlockResult
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_PIPED = None if os.isatty(1) else 10_000  # columns; where nobody looks, no path is folded
+out = Console(highlight=False, soft_wrap=True, markup=False, width=_PIPED)  # a path may hold [red], or [/]
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def coloured(word: str, style: str, rest: str = "") -> Text:
+    """A word in a colour, and what follows it as it is."""
+    return Text.assemble((word, style), rest)
 
 
 def as_json(value: Any) -> str:
@@ -96,7 +104,7 @@ def progress(title: str, quiet: bool) -> Iterator[CycleBar]:
         console=err, transient=True, disable=quiet,
     )  # fmt: skip
     with bar:
-        yield CycleBar(bar, bar.add_task(title, total=None, rate="", news=""))
+        yield CycleBar(bar, bar.add_task(escape(title), total=None, rate="", news=""))
 
 
 @contextmanager
@@ -108,7 +116,7 @@ def backfill_progress(title: str, quiet: bool) -> Iterator["Callable[[Tally], No
         TextColumn("[red]{task.fields[failed]}"), console=err, transient=True, disable=quiet,
     )  # fmt: skip
     with bar:
-        task = bar.add_task(title, total=None, rate="", failed="")
+        task = bar.add_task(escape(title), total=None, rate="", failed="")
 
         def update(tally: "Tally") -> None:
             elapsed = bar.tasks[0].elapsed or 0.0
@@ -127,11 +135,12 @@ def working(title: str, quiet: bool) -> Iterator["Watcher"]:
     if quiet:
         yield SILENT
         return
+    title = escape(title)
     with err.status(title) as status:
 
         def ended(step: StepReport) -> None:
             how = "finished before" if step.was_finished else f"{step.seconds:.1f} s"
-            err.print(f"  {step.name}: {how}", style="dim", markup=False)
+            err.print(f"  {step.name}: {how}", style="dim")
 
         doing = ""
 
@@ -146,10 +155,11 @@ def working(title: str, quiet: bool) -> Iterator["Watcher"]:
 def cycle_table(report: "CycleReport") -> None:
     """The closing table of a cycle."""
     if not report.blocks:
-        out.print(f"[yellow]{report.product} {utc(report.reference_time)}:[/] {report.note}")
+        out.print(coloured(f"{report.product} {utc(report.reference_time)}:", "yellow", f" {report.note}"))
         return
     colour = "yellow" if report.gaps else "green"
-    out.print(f"[{colour}]{report.status}[/] {report.product} {utc(report.reference_time)} -> {report.path}")
+    what = f" {report.product} {utc(report.reference_time)} -> {report.path}"
+    out.print(coloured(str(report.status), colour, what))
     table = pairs_table()
     tiles = f"{report.tiles_run} run, {report.tiles_reused} reused ({report.reused_share:.0%})"
     stages = report.stages
@@ -169,7 +179,7 @@ def cycle_table(report: "CycleReport") -> None:
         table.add_row(name, value)
     out.print(table)
     for gap in report.gaps:
-        out.print(f"[yellow]gap[/] {gap}")
+        out.print(coloured("gap", "yellow", f" {gap}"))
 
 
 def backfill_table(report: "BackfillReport") -> None:
@@ -177,7 +187,7 @@ def backfill_table(report: "BackfillReport") -> None:
     tally = report.tally
     colour, verb = ("yellow", "made with gaps") if tally.failed else ("green", "made")
     interval = f"{utc(report.start)} to {utc(report.stop)}"
-    out.print(f"[{colour}]{verb}[/] {report.product} {interval} -> {report.store}/{report.product}")
+    out.print(coloured(verb, colour, f" {report.product} {interval} -> {report.store}/{report.product}"))
     table = pairs_table()
     stages = tally.stages
     for name, value in (
@@ -192,12 +202,11 @@ def backfill_table(report: "BackfillReport") -> None:
         table.add_row(name, value)
     out.print(table)
     for time, reason in tally.failures:
-        out.print(f"[red]failed[/] {utc(time)} ", end="")
-        out.print(reason, markup=False)
+        out.print(coloured("failed", "red", f" {utc(time)} {reason}"))
     if tally.failed > len(tally.failures):
         out.print(f"and {tally.failed - len(tally.failures)} more, see the ledger")
     if report.note:
-        out.print(f"[yellow]note[/] {report.note}")
+        out.print(coloured("note", "yellow", f" {report.note}"))
 
 
 def verification_table(verification: "Verification", most: int = 6) -> None:
@@ -238,5 +247,4 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 def problem(error: BaseException) -> None:
     """One clear error on stderr."""
     name = type(error).__name__.removesuffix("Error")
-    err.print(f"[bold red]squall: {name}:[/] ", end="")
-    err.print(str(error) or type(error).__name__, markup=False)
+    err.print(coloured(f"squall: {name}:", "bold red", f" {str(error) or type(error).__name__}"))

@@ -102,6 +102,26 @@ def test_a_time_is_read_in_every_form_of_iso_8601(text):
     assert Time().convert(text, None, None) == np.datetime64("2016-09-28T15:30")
 
 
+@pytest.mark.parametrize("option", ["--plot", "--trace"])
+@pytest.mark.parametrize("path", ["nowhere/x", "", "tiny.yaml/x"])
+def test_a_file_that_cannot_be_written_is_wrong_usage_before_anything_is_published(product, option, path):
+    done = squall("run", product, option, product.parent / path)
+    assert done.exit_code == Exit.USAGE
+    assert "cannot be written" in done.output
+    assert not (product.parent / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["[red]", "[y, x]", "a[/]b", "[/b]", "long" * 50])
+def test_paths_are_shown_as_they_are(product, folder):
+    store = product.parent / folder
+    assert f"is published in {store}\n" in squall("cycles", product, f"output.store={json.dumps(str(store))}").output
+    (store / "tiny/2024/06/01/1200.zarr").mkdir(parents=True)
+    assert f" {store}/tiny/2024/06/01/1200.zarr " in squall("cycles", product, f"output.store='{store}'").output
+    here = store / product.name
+    here.write_text("a: 1")
+    assert f" in {here}:\n" in squall("validate", here).output
+
+
 def test_models_are_listed_and_a_package_is_described(product):
     assert "builtin:advection" in squall("models").output
     done = squall("models", product.parent / "blur")

@@ -111,7 +111,18 @@ def test_a_cluster_that_is_not_there_is_named(product):
     assert "RAY_ADDRESS" in done.stderr
 
 
-def test_ctrl_c_stops_cleanly_and_publishes_nothing(product):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_ray_is_there_stops_a_command_as_ctrl_c_does(product, number):
+    code = f"import os, jobs.command as c; c.ends_clearly(lambda: os.kill(os.getpid(), {number:d}))()"
+    done = command(BIN / "python", "-c", code, env=environment())
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    ignoring = f"import signal; signal.signal({number:d}, signal.SIG_IGN); {code}"
+    assert command(BIN / "python", "-c", ignoring, env=environment()).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_run_cleanly_and_nothing_is_published(product, number):
     slow = ["tiling.tile=[16,16]", "output.shards=[8,8]", "output.chunks=[8,8]"]
     run = subprocess.Popen(
         [BIN / "squall", "run", product, *slow], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
@@ -119,10 +130,10 @@ def test_ctrl_c_stops_cleanly_and_publishes_nothing(product):
     staging = product.parent / "out" / "tiny" / ".staging"
     while run.poll() is None and not list(staging.glob("*~*/store/precip_rate/c/0/0/*/*")):
         time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(number)
     _, stderr = run.communicate(timeout=30)
     assert run.returncode == 130, stderr
-    assert "nothing was published" in stderr
+    assert "interrupted; nothing is half published" in stderr
     assert not list((product.parent / "out").rglob("*.zarr"))
     assert not list(staging.glob("*"))
 
