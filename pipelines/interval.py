@@ -71,13 +71,13 @@ def times_within(
             multiple of the step of the store, so that most cycles would have no frames.
         InputError: no cycle of the interval has its frames in the store; the time axis is broken.
     """
+    if start is not None and stop is not None and start > stop:
+        raise ConfigError(f"the interval starts at {text_of(start)}, after its end {text_of(stop)}; swap them")
     check_times(times, where)
     back = np.timedelta64(0) if spec.missing_frame == "use_available" else -frame_offsets(times, spec, where)[0]
     earliest, latest = times[0] + back, times[-1]
     start = earliest if start is None else start.astype("datetime64[ns]")
     stop = latest if stop is None else stop.astype("datetime64[ns]")
-    if start > stop:
-        raise ConfigError(f"the interval starts at {text_of(start)}, after its end {text_of(stop)}; swap them")
     tolerance = np.timedelta64(spec.tolerance, "ns")
     found: ReferenceTimes
     if every is None:
