@@ -61,7 +61,7 @@ def _score_cycle(
     cycle: PublishedCycle, source: Source, product: Product, rules: Rules
 ) -> tuple[xr.Dataset, xr.Dataset] | None:
     """Counts of a cycle and of persistence, over the lead times that were observed; None if there are none."""
-    forecast = open_cycle(cycle.path)[product.output.variable].isel(init_time=0)
+    forecast = _forecast(cycle, product.output.variable)
     valid = (forecast.init_time + forecast.lead_time).values
     leads = np.isin(valid, source.times)
     if not leads.any() or cycle.reference_time not in source.times:
@@ -70,7 +70,17 @@ def _score_cycle(
     observed = observed_fields(source, product, _frames(source, product, [cycle.reference_time, *valid[leads]]))
     newest = observed.isel(time=0, drop=True)
     still = newest.expand_dims(lead_time=forecast.lead_time.values).assign_coords(init_time=forecast.init_time)
-    return score_case(forecast, observed, rules), score_case(still, observed, rules)
+    try:
+        return score_case(forecast, observed, rules), score_case(still, observed, rules)
+    except (ValueError, RuntimeError, OSError) as error:  # what codecs raise when chunks are read
+        raise InputError(f"cycle {cycle.path} cannot be read: {error}") from error
+
+
+def _forecast(cycle: PublishedCycle, variable: str) -> xr.DataArray:
+    ds = open_cycle(cycle.path)
+    if variable not in ds.data_vars:
+        raise InputError(f"cycle {cycle.path} has no variable {variable!r}; it has {', '.join(map(str, ds.data_vars))}")
+    return ds[variable].isel(init_time=0)
 
 
 def _frames(source: Source, product: Product, times: Sequence[np.datetime64]) -> Cycle:

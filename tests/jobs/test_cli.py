@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,6 +172,15 @@ def test_a_run_is_drawn_listed_inspected_and_verified(product, tmp_path):
     verified = json.loads(squall("verify", product, "--threshold", "1", "--format", "json").output)
     assert [score["lead_time"] for score in verified["forecast"]] == [300, 600, 900]
     assert all(0 <= score["csi"] <= 1 for score in verified["forecast"] if np.isfinite(score["csi"]))
+    renamed = squall("verify", product, "output.variable=snow")
+    assert renamed.exit_code == Exit.NO_INPUT
+    assert f"{cycle['path']} has no variable 'snow'; it has precip_rate" in renamed.output
+    shard = sorted(Path(cycle["path"]).glob("precip_rate/c/0/0/*/*"))[0]
+    shard.chmod(0o600)
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    damaged = squall("verify", product)
+    assert damaged.exit_code == Exit.NO_INPUT
+    assert f"cycle {cycle['path']} cannot be read: " in damaged.output
 
 
 @pytest.mark.parametrize(
