@@ -1,4 +1,4 @@
-"""The benchmark of throughput: what its floor, its rivals, its stores and its picture are made of."""
+"""The benchmark of throughput: what its floor, its laps, its rivals, its stores and its picture are made of."""
 
 import time
 from pathlib import Path
@@ -10,10 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.bench import Bench
+from benchmarks.cases import QUICK
 from benchmarks.floor import PARTS, Bare, Coding, Floor, floor_of, measure_bare, stack
+from benchmarks.laps import Ran
 from benchmarks.rivals import EngineTask, bounds, load_task
-from benchmarks.sampler import Gpus, Sample, Sampler, mean
-from benchmarks.throughput import QUICK, Bench, Ran, Report, run_section
+from benchmarks.sampler import Gpus, Sample, Sampler, disk_use, mean
 from benchmarks.timeline import LANES, busy_share, draw_timeline, rows_of
 from benchmarks.wet import STEP_CODES, wet_codes, write_archive, write_wet
 from engines.base import Split
@@ -147,6 +149,12 @@ def test_a_sampler_looks_while_something_runs_and_no_longer() -> None:
     assert len(sampler.samples) == known
 
 
+def test_the_busiest_disk_counts_and_one_that_came_later_does_not() -> None:
+    before, after = {"a": (100, 1.0), "b": (0, 0.0)}, {"a": (300, 1.5), "b": (20, 1.5), "c": (10**9, 9.0)}
+    assert disk_use(before, after, 2.0) == (100.0, 0.75)
+    assert disk_use({}, after, 2.0) == (None, None)
+
+
 def test_a_mean_leaves_out_what_could_not_be_read() -> None:
     assert mean([None, 1.0, 3.0]) == 2.0
     assert mean([None]) is None
@@ -158,37 +166,6 @@ def test_the_first_lap_is_cold_and_not_counted() -> None:
     assert ran.typical == 3
 
 
-def test_a_section_that_fails_says_so_and_the_next_one_runs(tmp_path: Path, capsys) -> None:
-    bench, report = Bench(tmp_path, None, QUICK, [1], False, {}), Report(tmp_path)
-
-    def broken(bench):
-        """Breaks."""
-        yield "one line"
-        raise RuntimeError("out of luck")
-
-    def whole(bench):
-        """Works."""
-        yield "another line"
-
-    for section in (broken, whole):
-        run_section(section, bench, report, 60)
-    said = capsys.readouterr().out
-    assert (tmp_path / "report.md").read_text() == said
-    for text in ("### Breaks.", "one line", "FAILED", "out of luck", "### Works.", "another line"):
-        assert text in said
-
-
-def test_a_section_that_hangs_is_ended(tmp_path: Path, capsys) -> None:
-    def endless(bench):
-        """Never ends."""
-        yield "begun"
-        while True:
-            pass
-
-    run_section(endless, Bench(tmp_path, None, QUICK, [1], False, {}), Report(tmp_path), 1)
-    assert "TimeoutError: the section took longer" in capsys.readouterr().out
-
-
 def test_the_product_of_a_case_takes_settings_and_cuts_its_grid(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
     bench = Bench(tmp_path, None, QUICK, [1], False, {"tiling": {"tile": [128, 128]}})
@@ -196,6 +173,20 @@ def test_the_product_of_a_case_takes_settings_and_cuts_its_grid(tmp_path: Path, 
     assert case.prepared.plan.tiling.tile == (128, 128)
     assert yaml.safe_load((case.folder / "product.yaml").read_text())["tiling"] == {"tile": [128, 128]}
     assert bench.case("fmi") is case
+
+
+SMALL = {"tiling": {"tile": [128, 128]}, "output": {"store": "out", "variable": "rain", "shards": [64, 64]}}
+
+
+def test_a_case_made_by_one_worker_has_the_tiles_of_the_usual_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Bench, "cores", 4)
+    bench = Bench(tmp_path, None, QUICK, [1], False, SMALL)
+    usual, alone = bench.case("fmi"), bench.case("fmi", alone=True)
+    assert usual.prepared.workers > 1
+    assert alone.prepared.workers == 1
+    assert alone.prepared.plan.tiling.tile == usual.prepared.plan.tiling.tile
+    assert alone.folder != usual.folder
 
 
 class TimedEngine:

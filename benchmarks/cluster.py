@@ -1,0 +1,85 @@
+"""A Ray cluster of its own on loopback, as it stands on a machine where cron starts runs."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+START_SECONDS = 60
+OBJECT_STORE_BYTES = 10**9
+
+
+@contextmanager
+def open_cluster(log: Path, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, str]]:
+    """The environment of commands that use a new head node; the node and all its processes end with the context.
+
+    Args:
+        environment: more of the node and of those commands.
+
+    Raises:
+        TimeoutError: the node does not answer; ends with what it said last.
+    """
+    port = free_port()
+    shown = shared_environment(port) | dict(environment or {})
+    with tempfile.TemporaryDirectory(prefix="sq", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        with log.open("w") as out:
+            head = subprocess.Popen(
+                _command(port, folder), stdout=out, stderr=out, env=without_address(shown), start_new_session=True
+            )
+        try:
+            _wait(head, Path(folder), log)
+            yield shown
+        finally:
+            _end(head)
+
+
+def shared_environment(port: int) -> dict[str, str]:
+    """What node and commands agree on; the variables of another Ray are left out."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return others | token | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": f"127.0.0.1:{port}"}
+
+
+def without_address(environment: Mapping[str, str]) -> dict[str, str]:
+    """For the head node itself, which would take the address for one to join."""
+    return {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _command(port: int, folder: str) -> list[str]:
+    return [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
+        "--node-ip-address=127.0.0.1", "--include-dashboard=false", f"--dashboard-agent-listen-port={free_port()}",
+        f"--num-cpus={os.cpu_count()}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}",
+    ]  # fmt: skip
+
+
+def _wait(head: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
+    """Until workers can be started."""
+    give_up = time.monotonic() + START_SECONDS
+    while not (folder / "session_latest/sockets/raylet").exists():
+        if head.poll() is not None or time.monotonic() > give_up:
+            raise TimeoutError(f"no Ray node came up within {START_SECONDS} s: {log.read_text()[-2000:]}")
+        time.sleep(0.1)
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(head.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    head.kill()
+    head.wait()
