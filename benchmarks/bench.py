@@ -65,7 +65,7 @@ class Bench:
 
     def store(self, grid: str) -> Store:
         """The frames of a grid."""
-        return Stores(self.home, self.data, self.sizes).find(grid)
+        return Stores(self.home, self.data, self.sizes, max(self.gpus)).find(grid)
 
     def case(self, grid: str, width: int = 1, many: bool = False, alone: bool = False) -> Case:
         """The case of a grid, made at the first call.

@@ -15,7 +15,8 @@ from jobs.prepare import Prepared
 from pipelines.storms import write_storms
 
 FRAMES, LEADS, MEMBERS = 4, 18, 10
-_RAIN = ("precip_rate", "none")
+MOST_HISTORY = 16  # frames before the first cycle
+_RAIN, _ARCHIVE = ("precip_rate", "none"), "_archive"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Sizes:
     Attributes:
         mrms, fmi: cells (y, x) of made-up frames.
         width, depth: of the network.
-        archive: cycles of the long archive.
+        fmi_archive, mrms_archive: cycles of a backfill on one GPU.
         laps: warm cycles of squall; `peer_laps` where it takes turns with others.
         row: cycles in a row in which a leak is looked for; `soak` of them if there is time for it.
     """
@@ -34,7 +35,8 @@ class Sizes:
     fmi: tuple[int, int] = (1226, 760)
     width: int = 32
     depth: int = 4
-    archive: int = 300
+    fmi_archive: int = 300
+    mrms_archive: int = 48
     laps: int = 7
     peer_laps: int = 3
     row: int = 50
@@ -42,7 +44,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes((800, 1200), (400, 320), width=8, depth=2, archive=16, laps=3, peer_laps=2, row=40, soak=120)
+QUICK = Sizes((800, 1200), (400, 320), width=8, depth=2, fmi_archive=16, mrms_archive=8, laps=3, peer_laps=2, row=40)
 
 CUT = {"tiling": {"tile": [256, 256]}}  # of the small grids, which would fit into one tile
 
@@ -67,19 +69,20 @@ class Stores:
     Attributes:
         home: where stores are made.
         data: folder of the real stores; None = storms of the same sizes.
+        times: as many cycles as `sizes` says are in an archive.
     """
 
     home: Path
     data: Path | None
     sizes: Sizes
+    times: int = 1
 
     def find(self, grid: str) -> Store:
-        """The frames of a grid: `mrms`, `fmi`, `wet` (rain in every cell) or `fmi_archive` (many frames)."""
-        match grid:
-            case "wet":
-                return self._wet()
-            case "fmi_archive":
-                return self._archive()
+        """The frames of a grid: `mrms`, `fmi`, `wet` (rain in every cell), `fmi_archive` or `mrms_archive`."""
+        if grid == "wet":
+            return self._wet()
+        if grid.endswith(_ARCHIVE):
+            return self._archive(grid)
         return self._storms(grid) if self.data is None else self._real(self.data, grid)
 
     def _real(self, data: Path, grid: str) -> Store:
@@ -97,10 +100,11 @@ class Stores:
         path, frames = self.home / "wet.zarr", FRAMES + MEMBERS - 1
         return Store(path if path.exists() else write_wet(path, self.sizes.mrms, frames, 5), *_RAIN, 5)
 
-    def _archive(self) -> Store:
-        path, store = self.home / "archive.zarr", self.find("fmi")
+    def _archive(self, grid: str) -> Store:
+        store, cycles = self.find(grid.removesuffix(_ARCHIVE)), self.times * getattr(self.sizes, grid)
+        path = self.home / f"{grid}-{cycles}.zarr"
         if not path.exists():
-            write_archive(path, store.path, store.variable, self.sizes.archive + FRAMES - 1)
+            write_archive(path, store.path, store.variable, cycles + MOST_HISTORY)
         return replace(store, path=path)
 
 

@@ -1,7 +1,9 @@
 """A Ray cluster of its own on loopback, as it stands on a machine where cron starts runs."""
 
+import ctypes
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import psutil
 
 START_SECONDS = 60
 OBJECT_STORE_BYTES = 10**9
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @contextmanager
@@ -25,14 +28,19 @@ def open_cluster(log: Path, environment: Mapping[str, str] | None = None) -> Ite
         environment: more of the node and of those commands.
 
     Raises:
-        TimeoutError: the node does not answer; ends with what it said last.
+        RuntimeError: the node does not come up; ends with what it said last.
     """
     port = free_port()
     shown = shared_environment(port) | dict(environment or {})
     with tempfile.TemporaryDirectory(prefix="sq", dir="/tmp", ignore_cleanup_errors=True) as folder:
         with log.open("w") as out:
             head = subprocess.Popen(
-                _command(port, folder), stdout=out, stderr=out, env=without_address(shown), start_new_session=True
+                _command(port, folder),
+                stdout=out,
+                stderr=out,
+                env=without_address(shown),
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         try:
             _wait(head, Path(folder), log)
@@ -71,9 +79,16 @@ def _wait(head: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
     """Until workers can be started."""
     give_up = time.monotonic() + START_SECONDS
     while not (folder / "session_latest/sockets/raylet").exists():
-        if head.poll() is not None or time.monotonic() > give_up:
-            raise TimeoutError(f"no Ray node came up within {START_SECONDS} s: {log.read_text()[-2000:]}")
+        code = head.poll()
+        if code is not None or time.monotonic() > give_up:
+            why = f"did not come up within {START_SECONDS} s" if code is None else f"ended with {code}"
+            raise RuntimeError(f"the Ray node {why}: {log.read_text()[-2000:]}")
         time.sleep(0.1)
+
+
+def _end_with_parent() -> None:
+    """In the node: the kernel ends it if this process is killed; Ray's reaper then ends its processes."""
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:

@@ -17,13 +17,14 @@ class Apart:
     Attributes:
         cells: that were compared, of all lead times.
         wet: of them, those with rain in the first forecast: two dry forecasts agree for nothing.
-        differing: cells whose codes differ.
+        differing: cells whose codes differ; `beyond` of them by more than one.
         most: codes between the two in the cell that is furthest apart.
     """
 
     cells: int = 0
     wet: int = 0
     differing: int = 0
+    beyond: int = 0
     most: int = 0
 
     def __add__(self, other: "Apart") -> "Apart":
@@ -31,6 +32,7 @@ class Apart:
             self.cells + other.cells,
             self.wet + other.wet,
             self.differing + other.differing,
+            self.beyond + other.beyond,
             max(self.most, other.most),
         )
 
@@ -58,7 +60,8 @@ def compare(ours: Iterable[Any], theirs: Iterable[Any]) -> Apart:
 
 def _compare(first: NDArray[Any], second: NDArray[Any]) -> Apart:
     between = np.abs(first.astype(np.int32) - second)
-    return Apart(first.size, int(np.count_nonzero(first > 0)), int(np.count_nonzero(between)), int(between.max()))
+    wet, differing, beyond = (int(np.count_nonzero(cells)) for cells in (first > 0, between, between > 1))
+    return Apart(first.size, wet, differing, beyond, int(between.max()))
 
 
 def open_published(path: str) -> xr.DataArray:

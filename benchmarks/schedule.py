@@ -12,6 +12,7 @@ from benchmarks.report import Report
 
 Section = Callable[[Bench], Iterator[str]]
 
+DONE = "done"
 LEAST_SECONDS = 10.0  # of a section that is worth starting
 
 
@@ -42,9 +43,14 @@ class Budget:
 
 
 def run_sections(sections: Sequence[Section], bench: Bench, report: Report, budget: Budget) -> dict[str, str]:
-    """How each section ended, by its name; the report ends with those that are not done."""
-    ended: dict[str, str] = {}
+    """How each section ended, by its name; the report ends with those that are not done.
+
+    Sections that the record says are done are not run again.
+    """
+    ended: dict[str, str] = dict(bench.record.get("sections", {}))
     for section in sections:
+        if ended.get(section.__name__) == DONE:
+            continue
         is_worth_it = budget.left >= LEAST_SECONDS
         ended[section.__name__] = run_section(section, bench, report, budget.next) if is_worth_it else "not run"
         bench.record["sections"] = ended
@@ -64,7 +70,7 @@ def summary(ended: Mapping[str, str], budget: Budget) -> str:
 
 def run_section(section: Section, bench: Bench, report: Report, seconds: float) -> str:
     """How a section ended, its lines said one by one: `done`, `FAILED`, or `out of time`."""
-    started, how = monotonic(), "done"
+    started, how = monotonic(), DONE
     bench.ends = started + seconds
     report.say(f"### {section.__name__}: {(section.__doc__ or '').splitlines()[0]}\n")
     try:

@@ -1,12 +1,13 @@
 """How fast cycles are made and what bounds them: squall beside its floor, and beside others with the same engine.
 
     python -m benchmarks.throughput --out build/throughput [--data ../shared/data] [--quick] [--gpus 1 2] [--soak]
-                                    [--budget 540] [--only mrms fmi]
+                                    [--budget 540] [--resume] [--only mrms fmi]
 
 Sections run in order of importance, each within what is left of --budget; one that fails or takes too long says so and
-the rest goes on. What they say goes into report.md of --out and their numbers into report.json, as they come. With a
-GPU TensorRT runs the network in half, else ONNX Runtime in float32; each engine is built once and kept in SQUALL_CACHE
-(--out, unless it is set). Without --data the frames are storms of the same sizes.
+the rest goes on. The same command with --resume makes those that are not done. What they say goes into report.md of
+--out and their numbers into report.json, as they come. With a GPU TensorRT runs the network in half, else ONNX Runtime
+in float32; each engine is built once and kept in SQUALL_CACHE (--out, unless it is set). Without --data the frames are
+storms of the same sizes.
 
 value   median of warm cycles of a squall whose driver and workers stay, from the start of a cycle until it is published
 floor   what this machine needs at least for the same work; benchmarks/floor.py says how, each part is measured here
@@ -49,6 +50,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/throughput"))
     parser.add_argument("--data", type=Path, help="folder of the real stores")
+    parser.add_argument("--resume", action="store_true", help="go on with the report in --out: what is done stays")
     parser.add_argument("--quick", action="store_true", help="small grids and a small network")
     parser.add_argument("--only", nargs="+", choices=[s.__name__ for s in SECTIONS], help="sections")
     parser.add_argument("--gpus", nargs="+", type=int, default=[1], help="numbers of GPUs to compare, such as 1 2 4")
@@ -87,7 +89,8 @@ def main() -> None:
     budget, home = Budget(arguments.budget, arguments.limit), arguments.out.resolve()
     os.environ.setdefault("SQUALL_CACHE", str(home / "cache"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    report, bench = Report(home), open_bench(arguments, home)
+    report, bench = Report(home, arguments.resume), open_bench(arguments, home)
+    bench.record |= report.numbers
     describe(bench, report)
     run_sections(chosen(arguments.only), bench, report, budget)
 

@@ -83,7 +83,7 @@ def draw_timeline(path: Path, title: str, activities: Sequence[Activity], sample
     _draw_rows(axes[0], rows, activities, start)
     for axis, lane in zip(axes[1:], lanes, strict=True):
         _draw_lane(axis, lane, inside, start)
-    axes[0].set_title(title, loc="left", fontsize=10, color=INK)
+    axes[0].set_title(title, loc="left", fontsize=10, color=INK, pad=18)  # above the legend
     axes[-1].set_xlabel("milliseconds", fontsize=7)
     axes[-1].set_xlim(0, (end - start) * 1e3)
     FigureCanvasAgg(figure).print_png(path)

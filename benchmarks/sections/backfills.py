@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from benchmarks.bench import Bench
 from benchmarks.cases import MEMBERS, Case
 from benchmarks.laps import run_laps, save_task
-from benchmarks.ours import usable_times
 from benchmarks.tables import HEAD, busy_line, case_row
 
 RIVAL_CYCLES = 4  # of Ray Data in one execution
@@ -14,15 +13,14 @@ RIVAL_CYCLES = 4  # of Ray Data in one execution
 def backfill_fmi(bench: Bench) -> Iterator[str]:
     """Backfill of FMI size, cycles a second."""
     case = bench.case("fmi_archive", many=True)
-    yield from _many(bench, case, bench.sizes.archive, ">= 50 cycles/s, busy >= 90 %")
+    yield from _many(bench, case, bench.sizes.fmi_archive, ">= 50 cycles/s, busy >= 90 %")
 
 
 def backfill_mrms(bench: Bench) -> Iterator[str]:
     """Backfill of MRMS size, cycles a second, beside Ray Data with several cycles in one execution."""
-    case = bench.case("mrms", many=True)
-    count = len(usable_times(case.prepared))
-    yield from _many(bench, case, count, ">= 3 cycles/s, busy >= 85 %")
-    yield _ray_data(bench, min(RIVAL_CYCLES, count))
+    case = bench.case("mrms_archive", many=True)
+    yield from _many(bench, case, bench.sizes.mrms_archive, ">= 3 cycles/s, busy >= 85 %")
+    yield _ray_data(bench, RIVAL_CYCLES)
 
 
 def _many(bench: Bench, case: Case, count: int, goal: str) -> Iterator[str]:

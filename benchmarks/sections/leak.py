@@ -2,7 +2,11 @@
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
 
 from benchmarks.bench import Bench
 from benchmarks.contender import Contender
@@ -96,7 +100,7 @@ def memory_of(contender: Contender, gpus: Gpus) -> Memory:
     Private is resident memory less what is shared, such as the pages of Ray's object store that were touched so far.
     """
     driver, *others = contender.memory.tree()
-    workers = [p.memory_info() for p in others if " ".join(p.cmdline()).startswith("ray::Worker")]
+    workers = [memory for process in others if (memory := _of_worker(process)) is not None]
     own, device = driver.memory_info(), gpus.device_bytes()
     found = {
         "driver RSS": own.rss,
@@ -105,3 +109,11 @@ def memory_of(contender: Contender, gpus: Gpus) -> Memory:
         "workers private": sum(one.rss - one.shared for one in workers),
     }
     return found if device is None else {**found, "device memory": device}
+
+
+def _of_worker(process: psutil.Process) -> Any:
+    """Memory of a worker; None for another process of Ray, some of which come and go."""
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        if " ".join(process.cmdline()).startswith("ray::Worker"):
+            return process.memory_info()
+    return None

@@ -38,6 +38,7 @@ def warm_pool(bench: Bench) -> Iterator[str]:
     """`squall run` as cron starts it, on a running cluster; the first run is cold."""
     yield "| product | run | wall s | time to product s | rest s | workers |"
     yield "|---|---|---|---|---|---|"
+    bench.record["warm pool"] = {}
     gpu = {"CUDA_VISIBLE_DEVICES": "0"} if bench.has_gpu else {}
     cases = [bench.case("fmi"), bench.case("mrms")]
     for case in cases:
@@ -52,7 +53,7 @@ def _runs(bench: Bench, case: Case, environment: Mapping[str, str]) -> Iterator[
     times = usable_times(case.prepared)
     for number in range(RUNS):
         run, name = run_command(case, times[number % len(times)], environment), "warm" if number else "cold"
-        bench.record.setdefault("warm pool", {}).setdefault(case.name, []).append(asdict(run))
+        bench.record["warm pool"].setdefault(case.name, []).append(asdict(run))
         yield f"| {case.name} | {name} | {run.wall:.2f} | {run.product:.3f} | {run.rest:.2f} | {run.workers} |"
 
 

@@ -106,6 +106,20 @@ def test_a_new_report_begins_anew(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text() == "of this run\n"
 
 
+def test_a_report_that_goes_on_runs_only_what_is_not_done(tmp_path: Path, capsys) -> None:
+    first = Bench(tmp_path, None, QUICK, [1], False, {})
+    run_sections([whole, broken], first, Report(tmp_path), Budget(600, 60))
+    report, again = Report(tmp_path, resume=True), Bench(tmp_path, None, QUICK, [1], False, {})
+    again.record |= report.numbers
+    capsys.readouterr()
+    assert run_sections([whole, broken], again, report, Budget(600, 60)) == {"whole": "done", "broken": "FAILED"}
+    said = capsys.readouterr().out
+    assert "### broken" in said
+    assert "### whole" not in said
+    assert again.record["whole"] == 7
+    assert (tmp_path / "report.md").read_text().count("another line") == 1
+
+
 @pytest.mark.parametrize("times", [(0, 60), (600, 0), (-1, 60)])
 def test_a_budget_of_nothing_is_refused(times) -> None:
     with pytest.raises(ValueError, match="expected more than 0"):

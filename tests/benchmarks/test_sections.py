@@ -1,6 +1,7 @@
 """Sections of the benchmark of throughput: what they decide from what they measured."""
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.bench import Bench
-from benchmarks.cases import QUICK
-from benchmarks.cluster import free_port, shared_environment, without_address
+from benchmarks.cases import QUICK, Case
+from benchmarks.cluster import free_port, open_cluster, shared_environment, without_address
 from benchmarks.codes import Apart, compare, open_published, open_rival
 from benchmarks.contender import Contender
+from benchmarks.floor import Bare
+from benchmarks.laps import Ran
+from benchmarks.sections.engine_alone import host_overhead
 from benchmarks.sections.exact import forecast_plainly
 from benchmarks.sections.leak import LEAST, Growth, Row, growth_of
-from benchmarks.sections.warm_pool import Command
+from benchmarks.sections.several_gpus import several_gpus
+from benchmarks.sections.warm_pool import Command, run_command
 from jobs.outfit import open_outfit
 from pipelines.run import infer_block
 from pipelines.source import find_inputs
@@ -32,14 +37,19 @@ codes = st.lists(st.integers(-32768, 32767), min_size=6, max_size=6).map(
 def test_codes_that_differ_are_counted_over_all_lead_times(ours, theirs) -> None:
     found, between = compare(ours, theirs), abs(ours.astype(int) - theirs)
     assert (found.cells, found.wet) == (6, (ours > 0).sum())
-    assert (found.differing, found.most) == ((between > 0).sum(), between.max())
+    assert (found.differing, found.beyond, found.most) == ((between > 0).sum(), (between > 1).sum(), between.max())
+    assert compare(ours[:1], theirs[:1]) + compare(ours[1:], theirs[1:]) == found
     assert compare(theirs, ours).most == found.most
     assert compare(ours, ours).verdict == "equal"
 
 
 @pytest.mark.parametrize(
     ("found", "verdict"),
-    [(Apart(9, 3, 0, 0), "equal"), (Apart(9, 3, 4, 1), "within one code"), (Apart(9, 3, 1, 2), "MORE THAN ONE CODE")],
+    [
+        (Apart(9, 3, 0, 0, 0), "equal"),
+        (Apart(9, 3, 4, 0, 1), "within one code"),
+        (Apart(9, 3, 1, 1, 2), "MORE THAN ONE CODE"),
+    ],
 )
 def test_one_code_is_the_most_that_is_let_pass(found: Apart, verdict: str) -> None:
     assert found.verdict == verdict
@@ -67,6 +77,51 @@ def test_the_reference_is_what_squall_makes_with_reuse_and_without(tmp_path: Pat
         )
         np.testing.assert_array_equal(plain[:, *block.window.slices], ours)
     assert (plain > 0).any()
+
+
+class Host:
+    """Contenders of a host on which n GPUs are so many times as fast as one."""
+
+    def __init__(self, speed):
+        self.speed, self.asked = speed, []
+
+    def run_laps(self, bench, case, name, numbers, environment):
+        count = len(environment["CUDA_VISIBLE_DEVICES"].split(","))
+        self.asked.append((case.name, name, count, list(numbers)))
+        cycles = numbers[-1] if name == "backfill" else 1
+        facts = {"seconds": cycles / self.speed[count], "workers": 4 * count}
+        return Ran(facts=[facts | ({"cycles": cycles} if name == "backfill" else {})] * len(numbers))
+
+
+def test_scaling_is_told_in_cycles_a_second_against_the_first_number_of_gpus(tmp_path: Path, monkeypatch) -> None:
+    host, bench = Host({1: 2.0, 2: 4.0, 4: 6.0}), Bench(tmp_path, None, QUICK, [1, 2, 4], False, {})
+    monkeypatch.setattr("benchmarks.sections.several_gpus.run_laps", host.run_laps)
+    monkeypatch.setattr("benchmarks.sections.several_gpus.cuda.device_count", lambda: 4)
+    bench.cases |= {name: Case(name, tmp_path, None) for name in ("mrms", "mrms_archive-many", "fmi_archive-many")}
+    lines = list(several_gpus(bench))
+    assert len(lines) == 2 + 3 * 3
+    for case in bench.cases:
+        kept = [one for one in bench.record["several GPUs"] if one["case"] == case]
+        assert [one["speed-up"] for one in kept] == pytest.approx([1, 2, 3])
+        assert [one["efficiency"] for one in kept] == pytest.approx([1, 1, 0.75])
+    backfills = [numbers[0] for name, _, _, numbers in host.asked if name == "fmi_archive-many"]
+    assert backfills == [QUICK.fmi_archive, 2 * QUICK.fmi_archive, 4 * QUICK.fmi_archive]
+
+
+def test_fewer_gpus_than_asked_for_are_said_and_nothing_is_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.sections.several_gpus.cuda.device_count", lambda: 1)
+    (line,) = several_gpus(Bench(tmp_path, None, QUICK, [1, 2], False, {}))
+    assert line == "1 GPU(s) here; --gpus asks for 2"
+
+
+def test_the_hosts_part_of_a_batch_is_a_share_of_its_time_on_the_gpu(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Bench, "has_gpu", True)
+    bench = Bench(tmp_path, None, QUICK, [1], False, {})
+    for name in ("mrms", "wet-wide-many"):
+        bench.cases[name] = Case(name, tmp_path, None)
+        bench.bares[name] = Bare(0.004, 0.0, 0.0001, 0.0001, 0.004, 1, 1)
+    assert "| mrms | 4.000 | 0.100 | 0.100 | 5.0% | <= 5 % |" in list(host_overhead(bench))
+    assert bench.record["host overhead"] == pytest.approx({"mrms": 0.05, "wet-wide-many": 0.05})
 
 
 def test_memory_that_settles_and_then_stays_is_flat() -> None:
@@ -115,6 +170,31 @@ def test_node_and_commands_have_one_token_and_no_settings_of_another_ray(monkeyp
     assert 0 < free_port() < 65536
 
 
+@pytest.mark.ray
+def test_a_cluster_answers_inside_its_context_and_is_gone_after_it(tmp_path: Path) -> None:
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    with pytest.raises(KeyError), open_cluster(tmp_path / "log", {"FOR": "a test"}) as shown:  # noqa: PT012
+        host, port = shown["RAY_ADDRESS"].split(":")
+        socket.create_connection((host, int(port)), timeout=10).close()
+        assert shown["FOR"] == "a test"
+        mine = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+        assert len(mine) > 1
+        raise KeyError
+    assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_cluster_that_does_not_come_up_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.cluster._command", lambda port, folder: ["sh", "-c", "echo no luck; exit 3"])
+    with pytest.raises(RuntimeError, match=r"ended with 3: no luck"), open_cluster(tmp_path / "log"):
+        pass
+
+
+def test_a_command_that_fails_says_why(tmp_path: Path, monkeypatch) -> None:
+    case = Case("nothing", tmp_path, None)
+    with pytest.raises(RuntimeError, match=r"ended with 5: .*product.yaml"):
+        run_command(case, np.datetime64("2024-06-01T12:00"), dict(os.environ))
+
+
 def test_what_a_command_takes_beside_its_cycle_is_the_rest() -> None:
     assert Command(wall=2.5, product=0.5, workers=1).rest == 2.0
 
@@ -137,4 +217,4 @@ def test_published_and_rival_stores_are_read_as_codes(tmp_path: Path) -> None:
     )
     ours, theirs = open_published(str(tmp_path / "ours.zarr")), open_rival(tmp_path / "theirs.zarr")
     np.testing.assert_array_equal(ours, rain)
-    assert compare(ours, theirs) == Apart(3, 2, 0, 0)
+    assert compare(ours, theirs) == Apart(3, 2)

@@ -1,7 +1,9 @@
 """The benchmark of throughput: what its floor, its laps, its rivals, its stores and its picture are made of."""
 
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +79,14 @@ def test_the_blocks_of_a_rival_survive_the_way_through_its_file(tmp_path: Path) 
     found = load_task(tmp_path)
     assert (found.batch, found.chunk) == (3, (8, 5))
     assert bounds(found.blocks[0]) == (0, 8, 0, 5)
+
+
+@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated metadata")
+def test_an_archive_of_objects_with_several_frames_is_refused(tmp_path: Path) -> None:
+    ds = xr.Dataset({"rain": (("time", "y"), np.zeros((4, 2), np.int16))}, {"time": np.arange(4)})
+    ds.to_zarr(tmp_path / "a.zarr", encoding={"rain": {"chunks": (2, 2)}}, zarr_format=3, consolidated=False)
+    with pytest.raises(ValueError, match=r"rain in .* has 2 frames an object; expected 1"):
+        write_archive(tmp_path / "b.zarr", tmp_path / "a.zarr", "rain", 8)
 
 
 def open_frames(path: Path) -> Source:
@@ -201,6 +211,29 @@ class TimedEngine:
 
     def map(self, batches):
         yield from (batch for batch in batches if time.sleep(0.006) is None)
+
+
+class HalfEngine(TimedEngine):
+    """As one with half input and output: a call takes float32, a lane shows half."""
+
+    def __init__(self):
+        self.called = []
+
+    def timed(self, batch):
+        self.called.append(batch.dtype)
+        return super().timed(batch)
+
+    @contextmanager
+    def lane(self, shape):
+        out = np.zeros((shape[0], 3, 4, 4), np.float16)
+        yield SimpleNamespace(given=np.zeros(shape, np.float16), run=lambda: out)
+
+
+def test_an_engine_of_half_is_given_float32_where_it_is_called_and_half_in_its_lanes() -> None:
+    engine = HalfEngine()
+    bare = measure_bare(engine, [np.zeros((2, 2, 4, 4), np.float16)] * 3)
+    assert set(engine.called) == {np.dtype(np.float32)}
+    assert (bare.bytes_in, bare.bytes_out) == (2 * 2 * 16 * 2, 2 * 3 * 16 * 2)
 
 
 def test_the_engine_alone_is_split_into_gpu_time_and_the_hosts_own() -> None:
