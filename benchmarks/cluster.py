@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-START_SECONDS = 60
+START_SECONDS, GONE_SECONDS = 60, 10
 OBJECT_STORE_BYTES = 10**9
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -71,7 +71,7 @@ def _command(port: int, folder: str) -> list[str]:
     return [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
         "--node-ip-address=127.0.0.1", "--include-dashboard=false", f"--dashboard-agent-listen-port={free_port()}",
-        f"--num-cpus={os.cpu_count()}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}",
+        f"--ray-client-server-port={free_port()}", f"--num-cpus={os.cpu_count()}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}",
     ]  # fmt: skip
 
 
@@ -92,9 +92,12 @@ def _end_with_parent() -> None:
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:
+    below: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(head.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        below = psutil.Process(head.pid).children(recursive=True)
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     head.kill()
     head.wait()
+    psutil.wait_procs(below, timeout=GONE_SECONDS)

@@ -69,7 +69,7 @@ def open_contender(
 ) -> Iterator[tuple[Contender, Ran]]:
     """A contender and what will be measured of it; by default it sees one GPU, as a product of one GPU would."""
     shown = environment or ({"CUDA_VISIBLE_DEVICES": "0"} if bench.has_gpu else {})
-    ran = Ran(before_bytes=Gpus().device_bytes())
+    ran = Ran(before_bytes=Gpus().settled_bytes())
     with Contender(name, case.folder, case.folder / f"{name}.log", shown) as contender:
         yield contender, ran
 

@@ -4,12 +4,13 @@ import ctypes
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 
 import numpy as np
 import psutil
 
 EVERY_SECONDS = 0.05
+WAIT_SECONDS, MOST_WAITS = 0.5, 10  # for memory of a GPU to be given back
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,18 @@ class Gpus:
     def device_bytes(self) -> int | None:
         """Memory taken on all GPUs."""
         return self.look()[2]
+
+    def settled_bytes(self) -> int | None:
+        """As `device_bytes`, once processes that have just ended gave theirs back."""
+        taken = self.device_bytes()
+        for _ in range(MOST_WAITS):
+            if taken is None:
+                break
+            sleep(WAIT_SECONDS)
+            before, taken = taken, self.device_bytes()
+            if taken is None or taken >= before:
+                break
+        return taken
 
     def _one(self, handle: ctypes.c_void_p) -> tuple[float | None, float | None, int | None]:
         rates, memory = _Pair(), _Memory()

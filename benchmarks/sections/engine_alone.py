@@ -26,7 +26,7 @@ def engines(bench: Bench) -> Iterator[str]:
     measured = [case for case in bench.cases.values() if case.name in bench.bares]
     yield "| case | tile | batch | blocks | workers | engine | s | ms a batch alone | in a row | GB/s in, out |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    rates = " / ".join(f"{rate / 1e9:.0f}" for rate in bench.link)
+    rates = " / ".join(f"{rate / 1e9:.0f}" for rate in bench.link) if bench.has_gpu else "no GPU"
     for case in measured or [bench.case("mrms")]:
         supplied, tiling, bare = bench.engine(case), case.prepared.plan.tiling, bench.bare(case)
         bench.record.setdefault("bare", {})[case.name] = asdict(bare)

@@ -38,15 +38,14 @@ def exact(bench: Bench) -> Iterator[str]:
 
 
 def _one_grid(bench: Bench, grid: str) -> Iterator[str]:
-    case = bench.case(grid)
-    prepared = case.prepared
+    case, ran = bench.case(grid), _publish(bench, bench.case(grid))
+    prepared, tiling = case.prepared, case.prepared.plan.tiling
+    by = f"{_crew(ran)}, tile {tiling.tile[0]} x {tiling.tile[1]}, halo {tiling.halo} for radius {_radius(case)}"
+    ours = open_published(ran.facts[0]["path"])
+    if prepared.workers > 1:
+        alone = _publish(bench, bench.case(grid, alone=True))
+        yield _row(bench, grid, by, _crew(alone), compare(ours, open_published(alone.facts[0]["path"])))
     cycle = find_inputs(prepared.source, prepared.product, usable_times(prepared)[0])
-    several, alone = _publish(bench, case), _publish(bench, bench.case(grid, alone=True))
-    tiling = prepared.plan.tiling
-    by = f"{_crew(several)}, tile {tiling.tile[0]} x {tiling.tile[1]}, halo {tiling.halo} for radius {_radius(case)}"
-    ours = open_published(several.facts[0]["path"])
-    found = compare(ours, open_published(alone.facts[0]["path"]))
-    yield _row(bench, grid, by, _crew(alone), found)
     loop = forecast_plainly(prepared, bench.engine(case).engine, tiling, cycle)
     yield _row(bench, grid, by, "the same engine file, tile by tile, no reuse", compare(ours, loop))
     if grid == "fmi":

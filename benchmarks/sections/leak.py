@@ -17,7 +17,7 @@ from benchmarks.tables import gb
 WITHIN = 0.01
 LEAST = 20  # cycles for a verdict
 EVERY = 100  # cycles between two lines that say how far it is
-RESERVE_SECONDS = 5  # for the end of the section
+RESERVE_SECONDS = 15  # for the end of the section
 Memory = Mapping[str, int]
 
 

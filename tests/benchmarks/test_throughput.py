@@ -278,6 +278,15 @@ def test_gpus_are_read_together_and_what_cannot_be_read_is_left_out(monkeypatch)
     assert Gpus().look() == (0.8, 14_000, 2000)
 
 
+def test_memory_of_a_gpu_is_read_once_those_who_ended_gave_theirs_back(monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.sampler.WAIT_SECONDS", 0)
+    readings = iter([900, 700, 400, 400, 100])
+    monkeypatch.setattr(Gpus, "device_bytes", lambda self: next(readings))
+    assert Gpus().settled_bytes() == 400
+    monkeypatch.setattr(Gpus, "device_bytes", lambda self: None)
+    assert Gpus().settled_bytes() is None
+
+
 def test_without_the_library_of_the_driver_there_are_no_gpus(monkeypatch) -> None:
     def missing(name):
         raise OSError(name)
