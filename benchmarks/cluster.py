@@ -69,9 +69,10 @@ def free_port() -> int:
 
 def _command(port: int, folder: str) -> list[str]:
     return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
-        "--node-ip-address=127.0.0.1", "--include-dashboard=false", f"--dashboard-agent-listen-port={free_port()}",
-        f"--ray-client-server-port={free_port()}", f"--num-cpus={os.cpu_count()}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+        f"--port={port}", f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+        "--include-dashboard=false", f"--num-cpus={os.cpu_count()}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={folder}",
     ]  # fmt: skip
 
 
