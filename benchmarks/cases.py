@@ -39,12 +39,12 @@ class Sizes:
     mrms_archive: int = 48
     laps: int = 7
     peer_laps: int = 3
-    row: int = 50
+    row: int = 100
     soak: int = 500
 
 
 FULL = Sizes()
-QUICK = Sizes((800, 1200), (400, 320), width=8, depth=2, fmi_archive=16, mrms_archive=8, laps=3, peer_laps=2, row=40)
+QUICK = Sizes((800, 1200), (400, 320), width=8, depth=2, fmi_archive=16, mrms_archive=8, laps=3, peer_laps=2)
 
 CUT = {"tiling": {"tile": [256, 256]}}  # of the small grids, which would fit into one tile
 

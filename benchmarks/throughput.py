@@ -54,7 +54,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small grids and a small network")
     parser.add_argument("--only", nargs="+", choices=[s.__name__ for s in SECTIONS], help="sections")
     parser.add_argument("--gpus", nargs="+", type=int, default=[1], help="numbers of GPUs to compare, such as 1 2 4")
-    parser.add_argument("--soak", action="store_true", help="500 cycles in the section leak, not 50")
+    parser.add_argument("--soak", action="store_true", help="500 cycles in the section leak, not 100")
     parser.add_argument("--product", default="{}", help='more of the product as YAML, such as "{tiling: {batch: 4}}"')
     parser.add_argument("--limit", type=float, default=300, help="seconds that a section may take")
     parser.add_argument("--budget", type=float, default=3600, help="seconds for all sections together")

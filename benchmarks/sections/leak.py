@@ -15,7 +15,8 @@ from benchmarks.sampler import Gpus
 from benchmarks.tables import gb
 
 WITHIN = 0.01
-LEAST = 20  # cycles for a verdict
+SETTLING = 30  # cycles, or a tenth of all if that is more
+LEAST = SETTLING + 20  # cycles for a verdict
 EVERY = 100  # cycles between two lines that say how far it is
 RESERVE_SECONDS = 15  # for the end of the section
 Memory = Mapping[str, int]
@@ -41,14 +42,14 @@ class Growth:
 
 
 def growth_of(series: Sequence[int]) -> Growth:
-    """Of a series of bytes, one for each cycle; the first tenth is settling.
+    """Of a series of bytes, one for each cycle.
 
     Raises:
         ValueError: fewer than `LEAST` cycles (found, expected).
     """
     if len(series) < LEAST:
         raise ValueError(f"{len(series)} cycles tell nothing about a leak; expected {LEAST} or more")
-    settled = series[-(-len(series) // 10) :]
+    settled = series[max(SETTLING, len(series) // 10) :]
     quarter = len(settled) // 4
     return Growth(statistics.median(settled[:quarter]), statistics.median(settled[-quarter:]))
 

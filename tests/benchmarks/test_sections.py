@@ -20,7 +20,7 @@ from benchmarks.floor import Bare
 from benchmarks.laps import Ran
 from benchmarks.sections.engine_alone import host_overhead
 from benchmarks.sections.exact import forecast_plainly
-from benchmarks.sections.leak import LEAST, Growth, Row, growth_of
+from benchmarks.sections.leak import LEAST, SETTLING, Growth, Row, growth_of
 from benchmarks.sections.several_gpus import several_gpus
 from benchmarks.sections.warm_pool import Command, run_command
 from jobs.outfit import open_outfit
@@ -125,7 +125,7 @@ def test_the_hosts_part_of_a_batch_is_a_share_of_its_time_on_the_gpu(tmp_path: P
 
 
 def test_memory_that_settles_and_then_stays_is_flat() -> None:
-    growth = growth_of([100, 500, 900, 990, *[1000, 1004, 996] * 20])
+    growth = growth_of([*range(100, 100 + SETTLING), *[1000, 1004, 996] * 20])
     assert growth.verdict == "FLAT"
     assert growth.first == growth.last == 1000
 
