@@ -58,11 +58,8 @@ def run_cycle(
     def fill(draft: Draft) -> Filled:
         with ThreadPoolExecutor(1) as side:
             frames = share_frames(source, cycle, prepared.plan.tiling, side, watch, at_once=prepared.gpu)
-            described = side.submit(describe_cycle, prepared, cycle, draft, watch)
             with watch("blocks"):
-                filled = _drive(prepared, pool, cycle, draft, frames, start, progress)
-            described.result()
-        return filled
+                return _drive(prepared, pool, cycle, draft, frames, start, progress, watch)
 
     try:
         report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
@@ -98,9 +95,16 @@ def _already(prepared: Prepared, cycle: Cycle, note: str) -> CycleReport:
 
 
 def _drive(
-    prepared: Prepared, pool: Pool, cycle: Cycle, draft: Draft, frames: SharedFrames, start: float, progress: Progress
+    prepared: Prepared,
+    pool: Pool,
+    cycle: Cycle,
+    draft: Draft,
+    frames: SharedFrames,
+    start: float,
+    progress: Progress,
+    watch: Stopwatch,
 ) -> Filled:
-    """The blocks of a draft, each written by a worker of the pool or given up."""
+    """The blocks of a draft, each written by a worker of the pool or given up; its metadata while they work."""
     tiling, deadline = prepared.plan.tiling, prepared.product.deadline
     blocks = tiling.blocks()
     results: dict[int, BlockResult] = {}
@@ -119,6 +123,7 @@ def _drive(
         send,
         landed=lambda block, result, worker: settle(results, block, replace(result, worker=worker)),
         gave_up=lambda block, reason: settle(given_up, block, reason),
+        meanwhile=lambda: describe_cycle(prepared, cycle, draft, watch),
         deadline=None if deadline is None else start + deadline.total_seconds(),
     ).run()
     return Filled([results[index] for index in sorted(results)], given_up)

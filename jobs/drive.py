@@ -29,6 +29,7 @@ class Drive(Generic[Work]):
         send: starts a piece on a worker and gives the reference of its result; may raise a PipelineError.
         landed: called with every piece that was done, its result and the name of its worker, once.
         gave_up: called with every piece that will not be done and the reason, once.
+        meanwhile: called once, when all workers that are ready have work.
         deadline: on the clock of `monotonic`, seconds; None = none.
     """
 
@@ -37,6 +38,7 @@ class Drive(Generic[Work]):
     send: Callable[[Any, Work], Any]
     landed: Callable[[Work, Any, str], None]
     gave_up: Callable[[Work, str], None]
+    meanwhile: Callable[[], None] = lambda: None
     deadline: float | None = None
     _open: dict[int, Work] = field(default_factory=dict)
     _flying: dict[Any, Assign] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class Drive(Generic[Work]):
         try:
             starting = set(self.pool.starting.values())
             self._obey(self._dispatcher.joined([w for w in self.pool.workers if w not in starting], monotonic()))
+            self.meanwhile()
             while not self._dispatcher.is_settled:
                 self._wait()
         finally:

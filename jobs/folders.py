@@ -3,10 +3,23 @@
 import os
 from pathlib import Path
 
+from pipelines.errors import ConfigError
+
 
 def cache_folder() -> Path:
-    """What squall can make again: SQUALL_CACHE, or squall in the user's cache folder."""
-    return Path(os.environ.get("SQUALL_CACHE") or _home("XDG_CACHE_HOME", "~/.cache"))
+    """What squall can make again: SQUALL_CACHE, or squall in the user's cache folder; made if need be.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    folder = Path(os.environ.get("SQUALL_CACHE") or _home("XDG_CACHE_HOME", "~/.cache"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the cache folder {folder} cannot be made: {error.strerror}; SQUALL_CACHE names another"
+        ) from error
+    return folder
 
 
 def registry_folder() -> Path:

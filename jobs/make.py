@@ -16,6 +16,7 @@ import numpy as np
 
 from jobs.trace import Activity, activities_of
 from pipelines.errors import IncompleteError
+from pipelines.memory import Memory, together
 from pipelines.run import BlockResult
 from pipelines.sink import Draft, abort, describe, make_draft, publish, write_block
 from pipelines.source import Cycle, check_missing
@@ -39,8 +40,8 @@ class Status(StrEnum):
 class CycleReport:
     """What a cycle did and what it took; times in seconds, `stages` summed over workers.
 
-    `total_seconds` is the time to product: from the start of the cycle to its publication. `activities` are what driver
-    and workers did when.
+    `total_seconds` is the time to product: from the start of the cycle to its publication. `memory` is that of all
+    workers. `activities` are what driver and workers did when.
     """
 
     product: str
@@ -61,6 +62,7 @@ class CycleReport:
     wait_seconds: float = 0.0
     publish_seconds: float = 0.0
     total_seconds: float = 0.0
+    memory: Memory = field(default_factory=Memory)
     activities: tuple[Activity, ...] = field(default=(), repr=False)
 
     @property
@@ -184,6 +186,7 @@ def _report(
         gaps=gaps,
         stages=sum((result.seconds for result in results), Seconds()),
         engines=tuple(sorted({result.engine for result in results})),
+        memory=together({result.worker: result.memory for result in results}.values()),
         activities=activities_of(results=results),
     )
 

@@ -12,6 +12,7 @@ from engines.ort import OrtEngine
 from engines.probe import probe
 from jobs import __version__
 from jobs.folders import cache_folder, put_whole
+from pipelines.errors import ConfigError
 from pipelines.planner import Needs
 from pipelines.tiling import round_up
 
@@ -22,13 +23,12 @@ def tile_needs(package: ModelPackage) -> Needs:
     Raises:
         ModelError: ONNX Runtime cannot load the graph, or it cannot be probed.
     """
-    file = _file(package)
-    with suppress(OSError, ValueError, TypeError, LookupError):
-        kept = json.loads(file.read_bytes())
+    with suppress(ConfigError, OSError, ValueError, TypeError, LookupError):
+        kept = json.loads(_file(package).read_bytes())
         return Needs(**kept | {"size": kept["size"] and tuple(kept["size"])})
     needs = measure_needs(package)
-    with suppress(OSError):  # where it cannot be kept, it is measured again the next time
-        put_whole(file, json.dumps(asdict(needs)).encode())
+    with suppress(ConfigError, OSError):  # where it cannot be kept, it is measured again the next time
+        put_whole(_file(package), json.dumps(asdict(needs)).encode())
     return needs
 
 

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from engines.base import Engine, OutOfMemoryError
+from engines.base import Accounted, Engine, OutOfMemoryError
 from engines.spec import Shape
 from engines.supply import Tell
 from jobs.engine import EngineOrder, describe_engine, open_engine
+from pipelines.memory import Memory, peak_resident
 from pipelines.run import Forecaster, Lane, OpenLane
 from pipelines.tiling import Tiling
 from pipelines.transform import Decoder, Encoder
@@ -72,6 +73,14 @@ class Outfit:
     engine: Engine
     label: str
     forecaster: Forecaster
+
+    @property
+    def memory(self) -> Memory:
+        """What this process holds by now; lanes have as much pinned as on the GPU."""
+        if not isinstance(self.engine, Accounted):
+            return Memory(peak_resident())
+        lanes = self.engine.buffer_bytes
+        return Memory(peak_resident(), self.engine.activation_bytes + lanes, lanes)
 
 
 def open_outfit(setup: Setup, tell: Tell = log.info, warm: bool = False) -> Outfit:

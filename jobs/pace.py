@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engines.model import ModelPackage
 from jobs.folders import cache_folder, put_whole
+from pipelines.errors import ConfigError
 from pipelines.planner import Pace
 
 
@@ -13,7 +14,7 @@ def known_pace(package: ModelPackage) -> Pace | None:
     """What was measured on this machine for the model, whatever its weights; None if nothing was."""
     try:
         return Pace(**json.loads(_file(package).read_bytes()))
-    except (OSError, ValueError, TypeError):
+    except (ConfigError, OSError, ValueError, TypeError):
         return None
 
 

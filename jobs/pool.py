@@ -3,14 +3,16 @@
 import itertools
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.actor import ActorHandle
 
 from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
@@ -36,9 +38,11 @@ def connect(cores: int | None = None) -> None:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" not in os.environ:
-        ray.init(**quiet, **_local(cores))
+        _keep_to_ourselves()
+        with _on_loopback():
+            ray.init(**quiet, **_local(cores))
         return
-    if any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().exists():
+    if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for one, `ray.init` sends none by itself
     try:
         _knock(os.environ["RAY_ADDRESS"])
@@ -55,6 +59,33 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition("/")[2].partition(":")
     if host and host not in ("auto", "local"):
         socket.create_connection((host, int(port or 6379)), timeout=10).close()
+
+
+def _has_token() -> bool:
+    return any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().exists()
+
+
+def _keep_to_ourselves() -> None:
+    """A Ray started here sends no usage statistics, and where there is no token it gets one that ends with it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray started here has all of its processes listen on loopback alone, as where it knows no clusters (macOS).
+
+    Without this it takes `_node_ip_address="127.0.0.1"` for the address that other machines know this one by.
+    """
+    ours, name = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    theirs = os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"  # for this process, and for those it starts
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = ours
+        os.environ.pop(name) if theirs is None else os.environ.update({name: theirs})
 
 
 def _local(cores: int | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # help and errors must not wait for Ray
     from jobs.cycle import CycleReport
     from jobs.scores import Verification
     from jobs.watch import Watcher
+    from pipelines.memory import Memory
     from pipelines.run import BlockResult
 
 out = Console(highlight=False, soft_wrap=True)
@@ -56,6 +57,17 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def memory(held: "Memory") -> str:
+    """What workers hold, in words.
+
+    >>> from pipelines.memory import Memory
+    >>> memory(Memory(543_000_000, 3_200_000_000, 930_000_000))
+    '543.0 MB in the largest worker; all together 3.2 GB on GPUs, 930.0 MB pinned'
+    """
+    pinned = f"; all together {size(held.device)} on GPUs, {size(held.pinned)} pinned" if held.device else ""
+    return f"{size(held.resident)} in the largest worker{pinned}"
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,7 @@ def cycle_table(report: "CycleReport") -> None:
         ("wait for input", f"{report.wait_seconds:.2f} s"),
         ("read / infer / write, all workers", f"{stages.read:.2f} / {stages.infer:.2f} / {stages.write:.2f} s"),
         ("publish", f"{report.publish_seconds:.2f} s"),
+        ("memory", memory(report.memory)),
         ("time to product", f"{report.total_seconds:.2f} s"),
     ):
         table.add_row(name, value)

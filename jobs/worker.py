@@ -100,7 +100,7 @@ class Worker:
         """
         with self._at_work() as outfit:
             result = run_block(block, _reader(outfit, cycle, frames), outfit.forecaster, draft)
-            return replace(result, engine=outfit.label)
+            return replace(result, engine=outfit.label, memory=outfit.memory)
 
     def make(self, group: Group, order: Order) -> GroupResult:
         """Make whole cycles of a backfill, from their frames to their publication.

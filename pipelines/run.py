@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipelines.buffers import Buffers
 from pipelines.canvas import Canvas, CropCanvas, FeatherCanvas
 from pipelines.grid import Window
+from pipelines.memory import Memory
 from pipelines.reuse import Key, Result, Reuse, constant_key
 from pipelines.sink import Draft, write_block
 from pipelines.source import count_missing
@@ -62,6 +63,7 @@ class BlockResult:
         engine: what ran, as the worker calls it.
         spans: what was done when.
         worker: name of the worker, as its pool calls it.
+        memory: of the worker, when it had made the block.
     """
 
     block: int
@@ -73,6 +75,7 @@ class BlockResult:
     engine: str = ""
     spans: tuple[Span, ...] = ()
     worker: str = ""
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True)

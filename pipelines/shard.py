@@ -1,6 +1,6 @@
 """One shard as bytes: the public Zarr v3 sharding format, encoded whole and checked without decoding.
 
-Chunks are little endian bytes -> zstd level 1 -> crc32c, in C order. The index stands at the end: offset and
+Chunks are little endian bytes -> blosc (shuffle, LZ4) -> crc32c, in C order. The index stands at the end: offset and
 length (uint64) of every chunk, all ones for a chunk of nothing but fill, then the crc32c of the index.
 """
 
@@ -9,12 +9,13 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs import Zstd
+from numcodecs import Blosc, blosc
 from numpy.typing import NDArray
 
 from pipelines.layout import Layout
 
-_ZSTD = Zstd(level=1)  # level 0 would mean 3
+_BLOSC = Blosc("lz4", clevel=9, shuffle=Blosc.SHUFFLE)  # docs/decisions/020-blosc.md
+blosc.use_threads = False  # each call in the thread that asks, as zarr has it too; else calls wait for one another
 _ABSENT = 2**64 - 1
 _CRC_BYTES = 4
 
@@ -23,10 +24,11 @@ def shard_codecs(layout: Layout) -> list[dict[str, Any]]:
     """The codecs of the (init_time, lead_time, y, x) array, as its zarr.json names them."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     crc = {"name": "crc32c"}
-    zstd = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+    typesize = np.dtype(layout.dtype).itemsize
+    compressor = {"cname": "lz4", "clevel": 9, "shuffle": "shuffle", "typesize": typesize, "blocksize": 0}
     configuration = {
         "chunk_shape": [1, *layout.chunk],
-        "codecs": [little, zstd, crc],
+        "codecs": [little, {"name": "blosc", "configuration": compressor}, crc],
         "index_codecs": [little, crc],
         "index_location": "end",
     }
@@ -88,7 +90,7 @@ def _padded(part: NDArray[Any], shape: tuple[int, int], fill: int) -> NDArray[An
 def _encode_chunk(chunk: NDArray[Any] | None, fill: int) -> bytes | None:
     if chunk is None or (chunk[0, 0] == fill and bool((chunk == fill).all())):
         return None
-    data: bytes = _ZSTD.encode(chunk)
+    data: bytes = _BLOSC.encode(chunk)
     return data + _crc(data)
 
 

@@ -1,7 +1,10 @@
 """Rules of docs/security.md that hold for all of the code at once, and that the document names real tests."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,12 @@ def test_every_test_that_the_document_names_exists():
     named = set(re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", (ROOT / "docs/security.md").read_text()))
     assert len(named) > 5
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_onnx_runtime_keeps_no_identity_of_this_machine(tmp_path):
+    quiet = ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    env = {name: value for name, value in os.environ.items() if name not in quiet} | {"HOME": str(tmp_path)}
+    code = "import engines.ort, onnxruntime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr
+    assert not list(tmp_path.rglob("deviceid"))

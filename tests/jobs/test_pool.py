@@ -1,8 +1,11 @@
 """Who can work on a cluster, and how a cluster that is not there is noticed."""
 
+import os
+
+import psutil
 import pytest
 
-from jobs.pool import Resources, connect
+from jobs.pool import Resources, connect, disconnect
 from pipelines.planner import Crew
 
 
@@ -32,3 +35,19 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConnectionError, match=r"RAY_ADDRESS=127\.0\.0\.1:1"):
         connect()
+
+
+@pytest.mark.ray
+def test_a_ray_of_our_own_listens_on_loopback_alone(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = dict(os.environ)
+    connect(cores=1)
+    try:
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [c.laddr.ip for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+        assert len(listening) > 5
+        assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
+        assert dict(os.environ).items() >= before.items()
+        assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+    finally:
+        disconnect()

@@ -70,6 +70,20 @@ def test_a_local_ray_is_started_and_ended(product):
     assert xr.open_zarr(report["path"]).sizes["lead_time"] == 3
 
 
+def test_a_user_without_a_home_makes_forecasts_and_nobody_is_told(product, tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    nowhere = {"HOME": str(tmp_path / "home"), "SQUALL_CACHE": str(tmp_path / "cache")}
+    env = {k: v for k, v in environment(**nowhere).items() if k not in ("CI", "RAY_USAGE_STATS_ENABLED")}
+    done = command(BIN / "squall", "run", product, "--format", "json", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "telemetry" not in done.stderr
+    told = (
+        "import jobs.pool, os; jobs.pool.connect(); print(jobs.pool.ray._common.usage.usage_lib.usage_stats_enabled())"
+    )
+    asked = command(BIN / "python", "-c", told, env=env)
+    assert asked.stdout.strip() == "False", asked.stderr
+
+
 def test_a_running_cluster_is_joined_by_its_address(product, cluster):
     wait_for_dashboard(cluster)
     done = command(BIN / "squall", "run", product, "output.store=joined", env=cluster)

@@ -18,6 +18,7 @@ import xarray as xr
 import yaml
 from click.testing import CliRunner
 from onnx import numpy_helper
+from ray._private import ray_constants
 
 from jobs import kept
 from jobs.cli import main
@@ -47,6 +48,8 @@ def cluster():
         address = f"127.0.0.1:{free_port()}"
         for name in [name for name in os.environ if name.startswith("RAY_") and "AUTH" not in name]:
             patch.delenv(name)
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # as in a process that starts with the variable
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false",
@@ -56,7 +59,7 @@ def cluster():
         )  # fmt: skip
         patch.setenv("RAY_ADDRESS", address)
         wait_until(lambda: answers(address))
-        yield
+        yield head
         for process in [*psutil.Process(head.pid).children(recursive=True), head]:
             process.kill()
         head.wait(30)
@@ -165,6 +168,14 @@ def test_workers_of_another_size_are_replaced(product):
     _, second = run(product, "workers=1")  # of two cores
     assert len(second) == 1
     assert not pids(second) & pids(first)
+
+
+def test_the_cluster_of_one_machine_listens_on_loopback_alone(product, cluster):
+    run(product)
+    processes = [psutil.Process(), *psutil.Process(cluster.pid).children(recursive=True)]
+    listening = [c.laddr.ip for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert len(listening) > 5
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
 def test_nothing_stays_if_nothing_is_to(product):

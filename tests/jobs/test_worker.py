@@ -102,3 +102,15 @@ def test_an_engine_that_cannot_be_opened_is_an_error_of_the_block_and_mended_by_
     assert worker.status().engine == ""
     worker.adopt(prepared.setup, None)
     assert make_block(worker, prepared).tiles_run > 0
+
+
+def test_a_block_says_what_its_worker_holds(prepared):
+    worker = Worker(prepared.setup)
+    without = make_block(worker, prepared).memory
+    assert without.resident > 10**7
+    assert (without.device, without.pinned) == (0, 0)
+    engine = worker._outfit.result().engine
+    engine.activation_bytes, engine.buffer_bytes = 500, 30
+    on_gpu = make_block(worker, prepared).memory
+    assert (on_gpu.device, on_gpu.pinned) == (530, 30)
+    assert on_gpu.resident >= without.resident
