@@ -50,10 +50,11 @@ def open_cluster(log: Path, environment: Mapping[str, str] | None = None) -> Ite
 
 
 def shared_environment(port: int) -> dict[str, str]:
-    """What node and commands agree on; the variables of another Ray are left out."""
+    """What node and commands agree on: a token, and loopback alone; the variables of another Ray are left out."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return others | token | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # docs/operations.md
+    return others | token | alone | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
 
 
 def without_address(environment: Mapping[str, str]) -> dict[str, str]:

@@ -75,11 +75,15 @@ def rivals_table(bench: Bench, case: Case, ran: Mapping[str, Ran]) -> Iterator[s
 
 
 def _memory(bench: Bench, case: Case, ran: Ran) -> dict[str, int | None]:
-    """Bytes on the host and the GPU; pinned ones as the contender says, or as the engine and its workers make them."""
+    """Bytes on the host and the GPU: pinned ones as the contender says, else by the engine and the number of workers.
+
+    Device memory is that of the driver of the GPU, which counts all; where it says nothing, that of the engines.
+    """
     facts = ran.facts[-1]
     pinned = facts["pinned"] if "pinned" in facts else bench.pinned_bytes(case, facts["workers"])
     host = {"worst_bytes": ran.worst_bytes, "tree_bytes": ran.tree_bytes}
-    return {**host, "pinned_bytes": pinned, "device_bytes": ran.device_bytes}
+    device = ran.device_bytes if ran.device_bytes is not None else facts.get("device") or None
+    return {**host, "pinned_bytes": pinned, "device_bytes": device}
 
 
 def _memory_cells(memory: Mapping[str, int | None]) -> str:

@@ -164,6 +164,7 @@ def test_node_and_commands_have_one_token_and_no_settings_of_another_ray(monkeyp
     assert shown["RAY_AUTH_MODE"] == "token"
     assert len(shown["RAY_AUTH_TOKEN"]) >= 32
     assert "RAY_AUTH_TOKEN_PATH" not in shown
+    assert shown["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert shown["PATH"] == os.environ["PATH"]
     head = without_address(shown)
     assert set(shown) - set(head) == {"RAY_ADDRESS"}
@@ -178,7 +179,8 @@ def test_a_cluster_answers_inside_its_context_and_is_gone_after_it(tmp_path: Pat
         socket.create_connection((host, int(port)), timeout=10).close()
         assert shown["FOR"] == "a test"
         mine = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-        assert len(mine) > 1
+        listening = [c.laddr.ip for p in mine for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+        assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
         raise KeyError
     assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
