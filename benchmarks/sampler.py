@@ -56,8 +56,12 @@ class Sampler:
     def _watch(self) -> None:
         psutil.cpu_percent()
         before, disks = monotonic(), _disks()
-        while not self._stop.wait(self._every):
+        is_over = False
+        while not is_over:
+            is_over = self._stop.wait(self._every)
             now, later = monotonic(), _disks()
+            if now - before < self._every / 4:
+                continue  # too short a time to tell anything
             rate, busy = disk_use(disks, later, now - before)
             self.samples.append(Sample(now, psutil.cpu_percent() / 100, rate, *self._gpus.look(), busy))
             before, disks = now, later
