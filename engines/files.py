@@ -23,6 +23,16 @@ def write_new(path: Path, data: bytes) -> None:
         os.fsync(descriptor)
 
 
+def settle(path: Path) -> None:
+    """Makes a file read-only and waits until the disk has it."""
+    path.chmod(_READ_ONLY)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_plain(path: Path, limit_bytes: int) -> bytes:
     """The bytes of a plain file that lies in a plain folder; links and devices are not followed.
 

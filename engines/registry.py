@@ -2,7 +2,10 @@
 
 An alias is its history: numbered files, of which the highest counts. To promote or roll back is to put one more file
 where none is yet, so it happens whole or not at all, of two at once one is second, and nothing is ever lost. No lock
-is taken. docs/decisions/013-registry.md
+is taken. The rules are here; how they lie in a folder or on an object store is the work of a shelf.
+docs/decisions/013-registry.md
+
+In a folder (engines/object_shelf.py says what differs on an object store):
 
 ```
 <root>/<model>/versions/<version>/version.json        who added it, sha256 of every file
@@ -16,18 +19,19 @@ is taken. docs/decisions/013-registry.md
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.files import make_folders, put_file, put_folder, read_plain, staging, sweep
+from engines.files import make_folders, staging, sweep
+from engines.folder_shelf import FolderShelf
 from engines.lock import LockError
 from engines.model import ModelPackage
 from engines.release import (
     ALIASES,
+    RECORD,
     RegistryError,
     Release,
     as_json,
@@ -35,17 +39,17 @@ from engines.release import (
     checked_version,
     is_name,
     now,
-    open_release,
-    read_json,
-    read_release,
+    parse_json,
+    parse_release,
     reading,
     write_release,
 )
+from engines.shelf import Shelf
 
-__all__ = ["ALIASES", "Move", "Registry", "RegistryError", "Release"]
+__all__ = ["ALIASES", "Move", "Registry", "RegistryError", "Release", "open_registry"]
 
 _MOVE, _LATER_REPORT = re.compile(r"(\d{6,})\.json"), re.compile(r"(\d{6,})-([0-9a-f]{64})-(.+)")
-_REPORT_BYTES = 1 << 28
+_JSON_BYTES, _REPORT_BYTES = 1 << 24, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,30 @@ def rolled_back(history: Sequence[Move], who: str, why: str, at: str) -> Move:
     return Move(last.number + 1, last.alias, target.version, "rollback", target.undo, who, why, at)
 
 
-class Registry:
-    """The models below `root`, which the first `add` makes."""
+def open_registry(place: str | Path, cache: Path) -> "Registry":
+    """The registry in a folder, or at the URL of an object store: s3://, gs://, az://.
 
-    def __init__(self, root: Path) -> None:
-        self._root = Path(root)
+    Args:
+        cache: folder for versions of an object store that are used on this machine.
+
+    Raises:
+        RegistryError: no registry can be kept at such a URL.
+    """
+    scheme, is_url, path = str(place).partition("://")
+    if not is_url:
+        return Registry(Path(place))
+    if scheme == "file":
+        return Registry(Path(path))
+    from engines.object_shelf import ObjectShelf, connect
+
+    return Registry(ObjectShelf(connect(str(place)), str(place), cache))
+
+
+class Registry:
+    """The models on a shelf, or below a folder, which the first `add` makes."""
+
+    def __init__(self, place: Shelf | Path) -> None:
+        self._shelf: Shelf = FolderShelf(place) if isinstance(place, Path) else place
 
     def add(
         self,
@@ -128,74 +151,74 @@ class Registry:
         """
         reports = list(reports)
         extras = _extras("reports", reports) | _extras("cases", cases) | _extras("graphs", graphs)
-        with _writing(self._root):
-            make_folders(self._root)
-            sweep(self._root)
-            with staging(self._root) as place:
+        drafts = self._shelf.drafts
+        with self._writing():
+            make_folders(drafts)
+            sweep(drafts)
+            with staging(drafts) as place:
                 draft = place / "version"
                 release = write_release(draft, Path(package), name, extras, who, why)
-                home = self._place(release.name, "versions")
-                make_folders(home)
-                try:
-                    put_folder(draft, home / release.version)
-                except FileExistsError:
-                    return self._same(release, reports)
-        return release
+                is_new = self._shelf.put_version(draft, release)
+            return release if is_new else self._same(release, reports)
 
     def attach(self, name: str, version: str, report: Path) -> None:
         """Keeps a report that came after the version was added; of each file name the newest counts."""
         came_with = self.release(name, version).files
-        home = self._place(name, "reports", version)
         file = checked_name(report.name, "report")
         with reading(report):
             data = report.read_bytes()
-        digest, later = hashlib.sha256(data).hexdigest(), _later_reports(home)
+        digest, later = hashlib.sha256(data).hexdigest(), self._later_reports(name, version)
         known = [came_with.get(f"reports/{file}"), *(row[1] for row in later if row[2] == file)]
         if known[-1] == digest:
             return
-        with _writing(self._root), staging(self._root) as place:
-            make_folders(home)
-            put_file(data, home / f"{1 + max((row[0] for row in later), default=0):06}-{digest}-{file}", place)
+        number = 1 + max((row[0] for row in later), default=0)
+        with self._writing():
+            self._shelf.put(data, name, "reports", version, _report_name(number, digest, file))
 
     def models(self) -> list[str]:
         """Names of all models."""
-        return sorted(p.parent.name for p in self._root.glob("*/versions") if is_name(p.parent.name))
+        with reading(self._shelf.where()):
+            return sorted(name for name in self._shelf.models() if is_name(name))
 
     def versions(self, name: str) -> list[Release]:
         """All versions of a model, in the order in which they were added."""
-        folders = self._existing(name, "versions").iterdir()
-        found = [self.release(name, folder.name) for folder in folders if is_name(folder.name)]
+        found = [self.release(name, version) for version in self._versions(name)]
         return sorted(found, key=lambda release: (release.at, release.version))
 
     def release(self, name: str, version: str) -> Release:
         """What the registry knows of a version; the files of the version are not read."""
-        return read_release(self._existing(name, "versions", checked_version(version)), name, version)
+        home = (name, "versions", checked_version(version))
+        there = self._versions(name)
+        if version not in there:
+            known = ", ".join(sorted(there))
+            raise RegistryError(f"no version {version!r} in {self._shelf.where(*home[:2])}; there is {known}")
+        with reading(self._shelf.where(*home, RECORD)):
+            return parse_release(self._shelf.read(*home, RECORD, limit_bytes=_JSON_BYTES), name, version)
 
     def find(self, name: str, version: str) -> Release | None:
         """As `release`; None if there is no such model or version."""
-        is_there = self._place(name, "versions", checked_version(version)).is_dir()
+        is_there = checked_version(version) in self._names(name, "versions")
         return self.release(name, version) if is_there else None
 
     def gates(self, name: str, version: str) -> dict[str, bool]:
         """The newest gate reports, `gate*.json`, by file name: True for the verdict go."""
-        first, later = self._place(name, "versions", version), self._place(name, "reports", version)
-        came_with = sorted(self.release(name, version).files.items())
-        reports = [(path.removeprefix("reports/"), first / path, digest) for path, digest in came_with
-                   if path.startswith("reports/")]  # fmt: skip
-        reports += [(file, later / f"{n:06}-{digest}-{file}", digest) for n, digest, file in _later_reports(later)]
-        newest = {file: (path, digest) for file, path, digest in reports if re.fullmatch(r"gate.*\.json", file)}
-        return {file: _is_go(path, digest) for file, (path, digest) in newest.items()}
+        release = self.release(name, version)
+        came_with = sorted(path for path in release.files if path.startswith("reports/"))
+        reports = {path.removeprefix("reports/"): (self._shelf.place_of(release, path), release.files[path])
+                   for path in came_with}  # fmt: skip
+        for number, digest, file in self._later_reports(name, version):
+            reports[file] = (name, "reports", version, _report_name(number, digest, file)), digest
+        gates = {file: report for file, report in reports.items() if re.fullmatch(r"gate.*\.json", file)}
+        return {file: self._is_go(place, digest) for file, (place, digest) in gates.items()}
 
     def history(self, name: str, alias: str) -> list[Move]:
         """All moves of an alias, oldest first; the last one says where it stands."""
-        self._existing(name)
-        home = self._place(name, "aliases", _checked_alias(alias))
-        numbers = sorted(int(row[0]) for row in _numbered(home, _MOVE))
-        return [_read_move(home / f"{number:06}.json", alias, number) for number in numbers]
+        return [self._read_move(name, alias, number) for number in self._numbers(name, alias)]
 
     def current(self, name: str, alias: str = "production") -> Move | None:
         """The move that says where an alias stands; None if it was never promoted."""
-        return next(reversed(self.history(name, alias)), None)
+        numbers = self._numbers(name, alias)
+        return self._read_move(name, alias, numbers[-1]) if numbers else None
 
     def resolve(self, name: str, reference: str = "production") -> ModelPackage:
         """The model package of a version, or of the version at which an alias stands; every file was checked.
@@ -204,12 +227,12 @@ class Registry:
             RegistryError: there is none, or a file is damaged, missing, a link, or was never added (names it).
         """
         if reference not in ALIASES:
-            return self._verified(name, reference)
+            return self._shelf.open_version(self.release(name, reference))
         move = self.current(name, reference)
         if move is None:
             known = ", ".join(release.version for release in self.versions(name))
             raise RegistryError(f"no version of {name} is in {reference}; promote one of {known}")
-        return self._verified(name, move.version)
+        return self._shelf.open_version(self.release(name, move.version))
 
     def promote(
         self, name: str, version: str, alias: str = "production", who: str = "", why: str = "", force: bool = False
@@ -219,7 +242,7 @@ class Registry:
         Raises:
             RegistryError: the version is damaged, or has no passing gate and is not forced with a reason.
         """
-        self._verified(name, version)
+        self._shelf.check_version(self.release(name, version))
         gates = self.gates(name, version)
         is_gated = any(gates.values())
         if not is_gated and not (force and why.strip()):
@@ -244,27 +267,21 @@ class Registry:
             if only_from is not None and history and history[-1].version != only_from:
                 return history[-1]
             move = rolled_back(history, who, why, now())
-            self._verified(name, move.version)
+            self._shelf.check_version(self.release(name, move.version))
             return move
 
         return self._move(name, alias, back)
 
     def _move(self, name: str, alias: str, decide: Callable[[Sequence[Move]], Move]) -> Move:
         """Writes the move that `decide` makes of the history; decides again if another was first."""
-        self._existing(name)
-        home = self._place(name, "aliases", _checked_alias(alias))
-        with _writing(self._root), staging(self._root) as place:
-            make_folders(home)
-            while True:
-                history = self.history(name, alias)
-                move = decide(history)
-                if history and move == history[-1]:
+        while True:
+            history = self.history(name, alias)
+            move = decide(history)
+            if history and move == history[-1]:
+                return move
+            with self._writing():
+                if self._shelf.put(as_json(move), name, "aliases", alias, _move_name(move.number)):
                     return move
-                try:
-                    put_file(as_json(move), home / f"{move.number:06}.json", place)
-                    return move
-                except FileExistsError:
-                    continue
 
     def _same(self, fresh: Release, reports: Iterable[Path]) -> Release:
         """The version that stands, if it holds the same model; the reports are attached."""
@@ -282,28 +299,63 @@ class Registry:
             self.attach(there.name, there.version, report)
         return there
 
-    def _verified(self, name: str, version: str) -> ModelPackage:
-        return open_release(self._existing(name, "versions", version), self.release(name, version))
+    def _is_go(self, place: Sequence[str], digest: str) -> bool:
+        """True if a gate report, unchanged since it was added, has the verdict go."""
+        with reading(self._shelf.where(*place)):
+            data = self._shelf.read(*place, limit_bytes=_REPORT_BYTES)
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise ValueError("it was changed after it was added")
+            tree = json.loads(data)
+        return isinstance(tree, dict) and tree.get("verdict") == "go"
 
-    def _place(self, *parts: str) -> Path:
-        """A place below the root; no part of its path is a link, or leads elsewhere by its name."""
-        folder = self._root
-        for part in parts:
-            folder = folder / checked_name(part, "folder of a registry")
-            if folder.is_symlink():
-                raise RegistryError(f"{folder} is a link; everything in a registry must lie in it")
-        return folder
+    def _read_move(self, name: str, alias: str, number: int) -> Move:
+        place = (name, "aliases", alias, _move_name(number))
+        with reading(self._shelf.where(*place)):
+            move = Move(**parse_json(self._shelf.read(*place, limit_bytes=_JSON_BYTES)))
+        if (move.alias, move.number) != (alias, number):
+            raise RegistryError(
+                f"{self._shelf.where(*place)} is move {move.number} of {move.alias}; expected {number} of {alias}"
+            )
+        return move
 
-    def _existing(self, *parts: str) -> Path:
-        """A place that is there: a model, and in it a folder or a version."""
-        folder = self._place(*parts)
-        if not folder.is_dir():
-            if len(parts) > 1:
-                self._existing(parts[0])
-            kind = "version" if len(parts) > 1 else "model"
-            known = sorted(path.name for path in folder.parent.glob("*") if is_name(path.name))
-            raise RegistryError(f"no {kind} {parts[-1]!r} in {folder.parent}; there is {', '.join(known) or 'none'}")
-        return folder
+    def _numbers(self, name: str, alias: str) -> list[int]:
+        """The numbers of all moves of an alias of a model that is there."""
+        found = [_MOVE.fullmatch(file) for file in self._names(name, "aliases", _checked_alias(alias))]
+        if not found:
+            self._versions(name)
+        return sorted(int(match[1]) for match in found if match)
+
+    def _later_reports(self, name: str, version: str) -> list[tuple[int, str, str]]:
+        """Number, sha256 and file name of reports, in the order in which they came."""
+        found = [_LATER_REPORT.fullmatch(file) for file in self._names(name, "reports", version)]
+        return sorted((int(match[1]), match[2], match[3]) for match in found if match)
+
+    def _versions(self, name: str) -> list[str]:
+        """The versions of a model that is there."""
+        found = [version for version in self._names(name, "versions") if is_name(version)]
+        if not found:
+            known = ", ".join(self.models()) or "none"
+            raise RegistryError(f"no model {name!r} in {self._shelf.where()}; there is {known}")
+        return found
+
+    def _names(self, *parts: str) -> list[str]:
+        with reading(self._shelf.where(*parts)):
+            return self._shelf.names(*parts)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, LockError) as error:
+            raise RegistryError(f"cannot write the registry {self._shelf.where()}: {error}") from error
+
+
+def _move_name(number: int) -> str:
+    return f"{number:06}.json"
+
+
+def _report_name(number: int, digest: str, file: str) -> str:
+    return f"{number:06}-{digest}-{file}"
 
 
 def _extras(kind: str, paths: Iterable[Path]) -> dict[str, Path]:
@@ -316,44 +368,7 @@ def _extras(kind: str, paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def _is_go(report: Path, digest: str) -> bool:
-    """True if a gate report, unchanged since it was added, has the verdict go."""
-    with reading(report):
-        data = read_plain(report, _REPORT_BYTES)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError("it was changed after it was added")
-        tree = json.loads(data)
-    return isinstance(tree, dict) and tree.get("verdict") == "go"
-
-
-def _read_move(path: Path, alias: str, number: int) -> Move:
-    with reading(path):
-        move = Move(**read_json(path))
-    if (move.alias, move.number) != (alias, number):
-        raise RegistryError(f"{path} is move {move.number} of {move.alias}; expected {number} of {alias}")
-    return move
-
-
-def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[tuple[str, ...]]:
-    """The parts of the names in a folder that follow a pattern; none if there is no folder."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return [found.groups() for name in names if (found := pattern.fullmatch(name))]
-
-
-def _later_reports(folder: Path) -> list[tuple[int, str, str]]:
-    """Number, sha256 and file name of reports, in the order in which they came."""
-    return sorted((int(number), digest, file) for number, digest, file in _numbered(folder, _LATER_REPORT))
-
-
 def _checked_alias(text: str) -> str:
     if text not in ALIASES:
         raise RegistryError(f"no alias {text!r}; there are {', '.join(ALIASES)}")
     return text
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, LockError) as error:
-        raise RegistryError(f"cannot write the registry {root}: {error}") from error

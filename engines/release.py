@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import stat
@@ -16,7 +15,7 @@ from typing import Any
 import onnx
 
 from engines.base import ModelError
-from engines.files import read_plain
+from engines.files import settle
 from engines.graph import external_files, first_line, inside, read_graph
 from engines.model import ModelPackage, load_package
 from engines.precision import Precision
@@ -25,7 +24,7 @@ RECORD = "version.json"
 ALIASES = ("production", "canary", "shadow")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-_JSON_BYTES = 1 << 24
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class RegistryError(ModelError):
@@ -74,20 +73,24 @@ def write_release(
     model, version = checked_name(name or copied.contract.name, "model"), checked_version(copied.contract.version)
     release = Release(model, version, who, why, now(), copied.graph_sha256, copied.weights_sha256, files)
     (draft / RECORD).write_bytes(as_json(release))
-    _settle(draft / RECORD)
+    settle(draft / RECORD)
     return release
 
 
-def read_release(folder: Path, name: str, version: str) -> Release:
-    """What a release says of itself; its files are not read.
+def parse_release(data: bytes, name: str, version: str) -> Release:
+    """What a release says of itself in its record; its files are not read.
 
     Raises:
-        RegistryError: damaged, or of another model or version.
+        ValueError, TypeError: damaged, or of another model or version.
     """
-    with reading(folder / RECORD):
-        release = Release(**read_json(folder / RECORD))
+    release = Release(**parse_json(data))
     if (release.name, release.version) != (name, version):
-        raise RegistryError(f"{folder} is of {release.name} {release.version}; expected {name} {version}")
+        raise ValueError(f"it is of {release.name} {release.version}; expected {name} {version}")
+    if not isinstance(release.files, dict):
+        raise ValueError("its files are no table of paths")
+    for path, digest in release.files.items():
+        if not _is_inside(path) or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise ValueError(f"it names a file {path!r} with sha256 {digest!r}; expected a path inside, 64 hex digits")
     return release
 
 
@@ -124,11 +127,11 @@ def checked_version(text: str) -> str:
     return checked_name(text, "version")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a small plain file; else a ValueError."""
-    tree = json.loads(read_plain(path, _JSON_BYTES))
+def parse_json(data: bytes) -> dict[str, Any]:
+    """The JSON object in the bytes of a file; else a ValueError."""
+    tree = json.loads(data)
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError("it holds no JSON object")
     return tree
 
 
@@ -143,8 +146,8 @@ def now() -> str:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns what may go wrong with a file inside into a RegistryError that names it."""
+def reading(path: Path | str) -> Iterator[None]:
+    """Turns what may go wrong with a file inside into a RegistryError that names its path or URL."""
     try:
         yield
     except (ValueError, TypeError, RecursionError) as error:
@@ -153,22 +156,17 @@ def reading(path: Path) -> Iterator[None]:
         raise RegistryError(f"cannot read {path}: {error}") from error
 
 
+def _is_inside(path: str) -> bool:
+    """True for the path of a file in a release, as `graphs/half.onnx`: none that leads elsewhere, not the record."""
+    return path != RECORD and "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
+
+
 def _copy(source: Path, target: Path) -> str:
     """Copies a file, safe on disk, and gives the sha256 of the copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    _settle(target)
+    settle(target)
     return _sha256(target)
-
-
-def _settle(path: Path) -> None:
-    """Makes a file read-only and waits until the disk has it."""
-    path.chmod(0o444)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_graph(path: Path) -> None:

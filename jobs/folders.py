@@ -22,9 +22,14 @@ def cache_folder() -> Path:
     return folder
 
 
-def registry_folder() -> Path:
-    """The registry of models: SQUALL_REGISTRY, or squall/registry in the user's data folder."""
-    return Path(os.environ.get("SQUALL_REGISTRY") or _home("XDG_DATA_HOME", "~/.local/share") / "registry")
+def registry_place() -> str:
+    """Folder or URL of the registry of models: SQUALL_REGISTRY, or squall/registry in the user's data folder."""
+    return os.environ.get("SQUALL_REGISTRY") or str(_home("XDG_DATA_HOME", "~/.local/share") / "registry")
+
+
+def releases_folder() -> Path:
+    """Where versions of a registry on an object store are kept, once they are used on this machine."""
+    return cache_folder() / "releases"
 
 
 def put_whole(path: Path, data: bytes) -> Path:

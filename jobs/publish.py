@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from engines.cases import CaseError, load_cases, save_cases
 from engines.model import ModelPackage
 from engines.precision import CONVERTER_VERSION, Precision
-from engines.registry import Move, Registry, RegistryError, Release
+from engines.registry import Move, Registry, RegistryError, Release, open_registry
 from engines.runtime import Runtime
 from engines.supply import Supplied, Tell, find_runtime, supply
 from engines.typed import PrecisionError, TypedModel, open_typed, type_model
@@ -28,7 +28,7 @@ from jobs.bench import QUICK, measure
 from jobs.bring import bring, digest_of, find_files
 from jobs.cases import CaseSet
 from jobs.engine import batch_spec, describe_engine, open_cache
-from jobs.folders import cache_folder
+from jobs.folders import cache_folder, releases_folder
 from jobs.judge import Remembered, judge, open_candidate, open_reference, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import (
@@ -56,6 +56,7 @@ class Request:
     Attributes:
         model: `model.onnx` under any name, with its weights beside it, or the folder of a model package.
         contract: `model.yaml` under any name; None = the one beside the model.
+        registry: its folder or URL.
         alias: to move to the release if every precision passes; None = none.
     """
 
@@ -64,7 +65,7 @@ class Request:
     name: str
     precisions: tuple[Precision, ...]
     purpose: Purpose
-    registry: Path
+    registry: str | Path
     alias: str | None = None
     who: str = ""
     why: str = ""
@@ -142,7 +143,7 @@ def publish(request: Request, watcher: Watcher = SILENT) -> PublishReport:
         desk = clock.time("check", lambda: _check(request, files, work, runtime, watcher.says))
         for step in steps_of(request.precisions):
             clock.keep(desk, step)
-        change = describe_change(Registry(request.registry), request.name, desk.package)
+        change = describe_change(_registry(request), request.name, desk.package)
         release = clock.time("add", lambda: _add(desk))
         reports = tuple(_report(work, precision) for precision in request.precisions)
         move = None
@@ -183,6 +184,10 @@ class _Clock:
         self.watcher.ended(report)
 
 
+def _registry(request: Request) -> Registry:
+    return open_registry(request.registry, releases_folder())
+
+
 def _digest(request: Request, files: Mapping[str, Path], runtime: Runtime) -> str:
     """A name for all that the kept results depend on."""
     given = {"product": request.purpose.product, "cases": request.purpose.cases}
@@ -195,7 +200,7 @@ def _digest(request: Request, files: Mapping[str, Path], runtime: Runtime) -> st
 def _check(request: Request, files: Mapping[str, Path], work: Work, runtime: Runtime, tell: Tell) -> Desk:
     """Everything that can be refused before anything takes long."""
     package = bring(files, work.folder / "package")
-    _check_version(Registry(request.registry), request.name, package)
+    _check_version(_registry(request), request.name, package)
     setting = find_setting(package, request.purpose)
     return Desk(request, work, package, setting, runtime, tell, open_reference(setting))
 
@@ -284,14 +289,13 @@ def _add(desk: Desk) -> Release:
     request, folder = desk.request, desk.work.folder
     graphs = [desk.graph(p) for p in request.precisions if p != Precision() and not _typed(desk.work, p).fault]
     reports = sorted((folder / "reports").iterdir())
-    registry = Registry(request.registry)
-    return registry.add(desk.package.folder, request.name, reports, (), request.who, request.why, graphs)
+    return _registry(request).add(desk.package.folder, request.name, reports, (), request.who, request.why, graphs)
 
 
 def _promote(desk: Desk, release: Release) -> Move:
     request = desk.request
     assert request.alias is not None
-    return Registry(request.registry).promote(release.name, release.version, request.alias, request.who, request.why)
+    return _registry(request).promote(release.name, release.version, request.alias, request.who, request.why)
 
 
 def describe_change(registry: Registry, name: str, package: ModelPackage) -> str:

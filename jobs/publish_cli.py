@@ -9,7 +9,7 @@ from jobs import folders, show
 from jobs.command import as_json, ends_clearly
 from jobs.options import Precisions, Tile, file
 from jobs.outcome import Exit
-from jobs.registry_cli import ALIASES, registry_folder, user_and_host, why
+from jobs.registry_cli import ALIASES, registry_option, user_and_host, why
 
 if TYPE_CHECKING:  # help must not wait for ONNX
     from engines.precision import Precision
@@ -31,7 +31,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 4 no input, 5 bad model, contract o
 @click.option("--shape", "tile", type=Tile(), help="Tiles of a batch and cells of a tile; else those of the product.")
 @click.option("--promote", "alias", type=click.Choice(ALIASES), help="Move this alias, if every precision passes.")
 @why
-@registry_folder
+@registry_option
 @as_json
 @ends_clearly
 def publish(
@@ -44,7 +44,7 @@ def publish(
     tile: tuple[int, int, int] | None,
     alias: str | None,
     why: str,
-    root: Path | None,
+    root: str | None,
     format_: str,
 ) -> Exit:
     """Check MODEL, rewrite it to each precision, build its engines, judge them, and add it to the registry.
@@ -64,7 +64,7 @@ def publish(
     from jobs.setting import Purpose
 
     purpose = Purpose(tile, _whole(product), _whole(cases))
-    registry = root or folders.registry_folder()
+    registry = root or folders.registry_place()
     request = Request(model, contract, name, precisions, purpose, registry, alias, user_and_host(), why)
     with show.working(f"publish {name}", quiet=format_ == "json") as watcher:
         report = run(request, watcher)

@@ -19,18 +19,18 @@ ALIASES = ("production", "canary", "shadow")
 
 name_argument = click.argument("name")
 why = click.option("--why", default="", help="The reason, kept in the history.")
-registry_folder = click.option(
-    "--registry", "root", type=click.Path(path_type=Path),
-    help="Folder of the registry; SQUALL_REGISTRY, or squall/registry in the user's data folder.",
+registry_option = click.option(
+    "--registry", "root",
+    help="Folder of the registry, or s3://BUCKET/PATH; SQUALL_REGISTRY, or squall/registry in the user's data folder.",
 )  # fmt: skip
 alias_option = click.option("--alias", type=click.Choice(ALIASES), default="production", show_default=True)
 
 
-def open_registry(root: Path | None) -> "Registry":
-    """The registry in a folder, or in the one that the environment names."""
-    from engines.registry import Registry
+def open_registry(root: str | None) -> "Registry":
+    """The registry in a folder or at a URL, or the one that the environment names."""
+    from engines import registry
 
-    return Registry(root or folders.registry_folder())
+    return registry.open_registry(root or folders.registry_place(), folders.releases_folder())
 
 
 def user_and_host() -> str:
@@ -53,7 +53,7 @@ def model() -> None:
 @click.option("--report", "reports", type=file, multiple=True, help="A report to keep, such as gate.json; repeatable.")
 @click.option("--case", "cases", type=file, multiple=True, help="A golden case to keep; repeatable.")
 @why
-@registry_folder
+@registry_option
 @as_json
 @ends_clearly
 def add(
@@ -62,7 +62,7 @@ def add(
     reports: tuple[Path, ...],
     cases: tuple[Path, ...],
     why: str,
-    root: Path | None,
+    root: str | None,
     format_: str,
 ) -> None:
     """Copy the model package in FOLDER into the registry, as the version that its model.yaml gives.
@@ -79,10 +79,10 @@ def add(
 
 
 @model.command("list")
-@registry_folder
+@registry_option
 @as_json
 @ends_clearly
-def list_models(root: Path | None, format_: str) -> None:
+def list_models(root: str | None, format_: str) -> None:
     """List the models and where their aliases stand.
 
     \b
@@ -102,10 +102,10 @@ def list_models(root: Path | None, format_: str) -> None:
 @model.command("show")
 @name_argument
 @click.argument("reference", default=None, required=False)
-@registry_folder
+@registry_option
 @as_json
 @ends_clearly
-def show_model(name: str, reference: str | None, root: Path | None, format_: str) -> None:
+def show_model(name: str, reference: str | None, root: str | None, format_: str) -> None:
     """Show the versions of the model NAME, or check and show the one of a version or alias REFERENCE.
 
     \b
@@ -137,10 +137,10 @@ def show_model(name: str, reference: str | None, root: Path | None, format_: str
 @alias_option
 @click.option("--force", is_flag=True, help="Promote without a passing gate; needs --why.")
 @why
-@registry_folder
+@registry_option
 @as_json
 @ends_clearly
-def promote(name: str, version: str, alias: str, force: bool, why: str, root: Path | None, format_: str) -> None:
+def promote(name: str, version: str, alias: str, force: bool, why: str, root: str | None, format_: str) -> None:
     """Put VERSION of the model NAME in use, in one step; refused without a passing gate.
 
     \b
@@ -156,10 +156,10 @@ def promote(name: str, version: str, alias: str, force: bool, why: str, root: Pa
 @alias_option
 @click.option("--only-from", help="Do nothing unless the alias stands at this version.")
 @why
-@registry_folder
+@registry_option
 @as_json
 @ends_clearly
-def rollback(name: str, alias: str, only_from: str | None, why: str, root: Path | None, format_: str) -> None:
+def rollback(name: str, alias: str, only_from: str | None, why: str, root: str | None, format_: str) -> None:
     """Put the version before the last promote of the model NAME in use again, in one step.
 
     \b
@@ -172,10 +172,10 @@ def rollback(name: str, alias: str, only_from: str | None, why: str, root: Path 
 @model.command()
 @name_argument
 @click.option("--alias", type=click.Choice(ALIASES), help="Of this alias only.")
-@registry_folder
+@registry_option
 @as_json
 @ends_clearly
-def history(name: str, alias: str | None, root: Path | None, format_: str) -> None:
+def history(name: str, alias: str | None, root: str | None, format_: str) -> None:
     """List who moved which alias of the model NAME, when and why, oldest first.
 
     \b

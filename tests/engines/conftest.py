@@ -1,5 +1,7 @@
 """What the engine tests are made on: small graphs and packages, built with `onnx` alone, and a reader of pages."""
 
+import os
+import secrets
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from obstore.store import MemoryStore, from_url
 from onnx import TensorProto, helper, numpy_helper
 
 CONTRACT = """
@@ -118,6 +121,13 @@ def plain():
 @pytest.fixture(scope="session")
 def package():
     return write_package
+
+
+@pytest.fixture
+def object_store():
+    """An empty object store: in memory, or a new prefix of the URL in SQUALL_TEST_STORE, to try a real one."""
+    url = os.environ.get("SQUALL_TEST_STORE")
+    return MemoryStore() if url is None else from_url(f"{url.rstrip('/')}/{secrets.token_hex(8)}")
 
 
 class Page(HTMLParser):

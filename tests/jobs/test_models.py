@@ -1,20 +1,22 @@
 """A model of the registry runs in a precision only if that precision passed the gate."""
 
 import json
+import os
 
 import pytest
 
-from engines.registry import Registry
+from engines.registry import open_registry
 from jobs.models import open_package
 from jobs.prepare import load
 from pipelines.errors import ConfigError
 
 
-@pytest.fixture
-def registry(tmp_path, monkeypatch):
-    monkeypatch.setenv("SQUALL_REGISTRY", str(tmp_path / "registry"))
+@pytest.fixture(params=["", "memory:///"], ids=["folder", "objects"])
+def registry(request, tmp_path, monkeypatch):
+    place = f"{request.param}{tmp_path / 'registry'}"
+    monkeypatch.setenv("SQUALL_REGISTRY", place)
     monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
-    return Registry(tmp_path / "registry")
+    return open_registry(place, tmp_path / "other machine")
 
 
 @pytest.fixture
@@ -51,6 +53,13 @@ def test_a_precision_that_passed_is_run(add, product):
 
 def test_a_folder_needs_no_gate(product):
     assert load(product, HALF[1:]).graph.conversion.obtained.arithmetic == "half"
+
+
+def test_a_version_of_an_object_store_is_used_from_the_cache(add, tmp_path):
+    add(float32="go")
+    folder = open_package("registry:blur").folder
+    home = tmp_path / ("cache/releases" if "memory" in os.environ["SQUALL_REGISTRY"] else "registry/blur/versions")
+    assert folder.parent == home
 
 
 def test_the_registry_is_asked_for_production_unless_a_version_or_alias_is_named(add):

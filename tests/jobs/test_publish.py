@@ -117,7 +117,9 @@ def test_int8_is_calibrated_on_the_cases_and_told_by_itself(home):
 
 
 @pytest.mark.ray
-def test_a_product_runs_what_was_published_in_the_precision_that_passed(home, product):
+@pytest.mark.parametrize("place", ["", "memory:///"], ids=["folder", "objects"])
+def test_a_product_runs_what_was_published_in_the_precision_that_passed(home, product, monkeypatch, place):
+    monkeypatch.setenv("SQUALL_REGISTRY", f"{place}{home / 'registry'}")
     publish(write_model(home / "unet"), "--promote", "production")
     words = ["model.package=registry:rain", "model.precision=half", "tiling.tile=[64,64]", "workers=1"]
     done = squall("run", product, *words, "--format", "json")

@@ -1,6 +1,7 @@
 """The commands of registry and engine cache, as a user runs them: text, JSON, exit codes."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -16,10 +17,10 @@ KEY = EngineKey("a" * 64, None, "float16", "1", (), frozenset({"FP16"}), None, 3
                 "9.0", 132, 150_000_000_000)  # fmt: skip
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
+@pytest.fixture(params=["", "memory:///"], ids=["folder", "objects"])
+def run(request, tmp_path, monkeypatch):
     """Runs a command; gives exit code and output."""
-    monkeypatch.setenv("SQUALL_REGISTRY", str(tmp_path / "registry"))
+    monkeypatch.setenv("SQUALL_REGISTRY", f"{request.param}{tmp_path / 'registry'}")
     monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "400")
 
@@ -78,6 +79,15 @@ def test_an_ungated_promote_ends_with_5_and_a_forced_one_is_in_the_history(two):
 def test_what_cannot_be_ends_with_5_and_one_line(two, words):
     code, said = two(model, *words)
     assert code == 5
+    assert "Traceback" not in said
+
+
+def test_a_registry_is_named_by_an_option_too_and_a_bad_url_ends_with_5_and_one_line(two, tmp_path):
+    assert "1.0" not in two(model, "list", "--registry", f"memory:///{tmp_path}/other")[1]
+    assert "1.0" in two(model, "show", "rain", "--registry", os.environ["SQUALL_REGISTRY"])[1]
+    code, said = two(model, "list", "--registry", "https://host/models")
+    assert code == 5
+    assert "no registry can be kept at https://host/models" in said
     assert "Traceback" not in said
 
 
