@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psutil
@@ -24,10 +24,20 @@ Memory = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Growth:
-    """Medians of the first and the last quarter of a series, the settling cycles left out; bytes."""
+    """Medians of the first and the last quarter of a series, the settling cycles left out; bytes.
+
+    Attributes:
+        cycles: between the middles of the two.
+    """
 
     first: float
     last: float
+    cycles: int
+
+    @property
+    def rate(self) -> float:
+        """Bytes a cycle."""
+        return (self.last - self.first) / self.cycles
 
     @property
     def share(self) -> float:
@@ -51,7 +61,8 @@ def growth_of(series: Sequence[int]) -> Growth:
         raise ValueError(f"{len(series)} cycles tell nothing about a leak; expected {LEAST} or more")
     settled = series[max(SETTLING, len(series) // 10) :]
     quarter = len(settled) // 4
-    return Growth(statistics.median(settled[:quarter]), statistics.median(settled[-quarter:]))
+    first, last = statistics.median(settled[:quarter]), statistics.median(settled[-quarter:])
+    return Growth(first, last, len(settled) - quarter)
 
 
 @dataclass
@@ -87,12 +98,13 @@ def _table(bench: Bench, row: Row) -> Iterator[str]:
     if row.made < LEAST:
         yield f"too few for a verdict, {LEAST} or more are needed"
         return
-    yield "| | first quarter GB | last quarter GB | change | within 1 % |"
-    yield "|---|---|---|---|---|"
+    yield "| | first quarter GB | last quarter GB | change | kB a cycle | within 1 % |"
+    yield "|---|---|---|---|---|---|"
     for name, series in row.series.items():
         growth = growth_of(series)
-        bench.record["leak"][name] = {"first": growth.first, "last": growth.last, "verdict": growth.verdict}
-        yield f"| {name} | {gb(growth.first)} | {gb(growth.last)} | {growth.share:+.2%} | {growth.verdict} |"
+        bench.record["leak"][name] = {**asdict(growth), "verdict": growth.verdict}
+        change = f"{growth.share:+.2%} | {growth.rate / 1e3:+.1f}"
+        yield f"| {name} | {gb(growth.first)} | {gb(growth.last)} | {change} | {growth.verdict} |"
 
 
 def memory_of(contender: Contender, gpus: Gpus) -> Memory:
