@@ -241,7 +241,7 @@ def test_an_error_that_ends_every_cycle_ends_the_backfill(ready, product):
     ("wanted", "error", "says"),
     [
         (Wanted(TIMES[3], TIMES[1]), ConfigError, "swap"),
-        (Wanted(np.datetime64("2030-01-01")), ConfigError, "swap"),
+        (Wanted(np.datetime64("2030-01-01")), InputError, "no cycle from 2030"),
         (Wanted(np.datetime64("2030-01-01"), np.datetime64("2030-01-02")), InputError, "2024-06-01T12:25Z"),
         (Wanted(None, None, np.timedelta64(7, "m")), ConfigError, "multiple"),
     ],
