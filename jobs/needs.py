@@ -39,8 +39,8 @@ def measure_needs(package: ModelPackage) -> Needs:
     size = _fixed_size(engine)
     radius, stride = (None if rule.radius == "global" else rule.radius), rule.stride
     if rule.radius is None or stride is None:
-        measured = probe(engine, frames, fixed=size, radius=rule.radius)
-        radius, stride = (measured.radius if rule.radius is None else radius), stride or measured.stride
+        measured = probe(engine, frames, size, rule.radius, stride)
+        radius, stride = (measured.radius if rule.radius is None else radius), measured.stride
     footprint = bytes_per_cell(package.onnx_path, frames, size or round_up(256, stride))
     return Needs(radius, stride, footprint, size)
 

@@ -48,6 +48,14 @@ def test_another_rule_of_the_contract_is_measured_anew(folder, count):
     assert len(count) == 2
 
 
+def test_with_a_declared_stride_only_the_radius_is_measured(folder):
+    contract = yaml.safe_load((folder / "model.yaml").read_text())
+    contract["tile"] = {"stride": 14}
+    (folder / "model.yaml").write_text(yaml.safe_dump(contract))
+    needs = measure_needs(load_package(folder))
+    assert (needs.stride, needs.radius) == (14, 4)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"radius": 1}), json.dumps({"size": None, "wrong": 1})])
 def test_a_damaged_file_is_measured_anew(folder, count, content, tmp_path):
     package = load_package(folder)
