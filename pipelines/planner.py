@@ -137,9 +137,10 @@ def _candidates(grid: Shape, shard: Shape, halo: int, needs: Needs, spec: Tiling
     if spec.mode == "feather":
         tilings = iter([_feather(grid, shard, halo, needs, spec)])
     elif size and needs.radius is None and any(s < round_up(g, needs.stride) for s, g in zip(size, grid, strict=True)):
+        remedy = "declare tile.radius in model.yaml if it is smaller" if needs.size else "use tiling.tile=whole"
         raise ConfigError(
             f"tile {size} cannot be cropped exactly: every cell reaches every result of this model; "
-            "use tiling.tile=whole or tiling.mode=feather"
+            f"{remedy}, or use tiling.mode=feather"
         )
     else:
         cuts = _cuts(grid, shard, halo, needs, spec)
