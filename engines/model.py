@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from engines.base import ModelError
-from engines.graph import data_dependent, digests, inside, read_graph
+from engines.graph import data_dependent, digests, inside, read_graph, spoiled_weight
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
@@ -236,6 +236,7 @@ def load_package(folder: Path) -> ModelPackage:
     model = read_graph(folder)
     _check_tensors(model.graph, contract, folder / "model.onnx")
     _check_reach(model.graph, contract, folder)
+    _check_weights(model, folder)
     graph, weights = digests(model, folder)
     return ModelPackage(folder, contract, graph, weights)
 
@@ -306,4 +307,13 @@ def _check_reach(graph: onnx.GraphProto, contract: Contract, folder: Path) -> No
         raise ModelError(
             f"{folder / 'model.yaml'} declares no tile.radius, and {sorted(movers)[0]} moves data by its "
             "values, so it cannot be probed; declare the radius in cells, or `global`"
+        )
+
+
+def _check_weights(model: onnx.ModelProto, folder: Path) -> None:
+    spoiled = spoiled_weight(model, folder)
+    if spoiled is not None:
+        raise ModelError(
+            f"{folder / 'model.onnx'}: weight {spoiled!r} holds NaN or infinity, so that forecasts would be missing; "
+            "export a checkpoint from before the training diverged"
         )
