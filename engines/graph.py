@@ -15,6 +15,9 @@ DEFAULT_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 WEIGHT_TYPES = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 )
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
 SUMMING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 
 # Operators that move data, and which of their inputs say where; None = any input.
@@ -43,7 +46,7 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     """`model.onnx` of a folder, without its external weights, checked; nothing outside the folder is opened.
 
     Raises:
-        ModelError: damaged, unsafe, or not standard ONNX; names the file and what is wrong with it.
+        ModelError: damaged, unsafe, random, or not standard ONNX; names the file and what is wrong with it.
     """
     path = inside(folder, "model.onnx")
     try:
@@ -58,6 +61,12 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     foreign = {node.domain for node in _nodes(model)} - DEFAULT_DOMAINS
     if foreign:
         raise ModelError(f"{path} uses operators of {sorted(foreign)}; only standard ONNX operators are supported")
+    random = {node.op_type for node in _nodes(model)} & RANDOM
+    if random:
+        raise ModelError(
+            f"{path} draws random numbers ({sorted(random)[0]}), so no two runs or tiles would agree; export the model "
+            "without noise, or with its noise made from the input"
+        )
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # checker and shape inference raise unrelated types

@@ -171,6 +171,13 @@ def test_an_operator_of_a_foreign_domain_is_refused(tmp_path, net_type, package,
     assert "operators of ['com.example']" in refusal(package(tmp_path / "m", model))
 
 
+@pytest.mark.parametrize("kind", ["RandomNormalLike", "RandomUniformLike", "Bernoulli"])
+def test_a_graph_that_draws_random_numbers_is_refused(tmp_path, net_type, package, kind):
+    net = net_type(2)
+    y = net.op("Add", net.conv("x", 2, 3), net.op(kind, net.conv("x", 2, 3)))
+    assert f"draws random numbers ({kind})" in refusal(package(tmp_path / "m", net.model(y, 3)))
+
+
 def test_tensors_that_do_not_fit_each_other_are_refused(tmp_path, net_type, package):
     net = net_type(2)
     model = net.model(net.op("Add", net.conv("x", 2, 3), net.conv("x", 2, 4)), 3)
