@@ -42,7 +42,7 @@ def measure_needs(package: ModelPackage) -> Needs:
         measured = probe(engine, frames, size, rule.radius, stride)
         radius, stride = (measured.radius if rule.radius is None else radius), measured.stride
     footprint = bytes_per_cell(package.onnx_path, frames, size or round_up(256, stride))
-    return Needs(radius, stride, footprint, size)
+    return Needs(radius, stride, footprint, size, engine.specs[0].shape[0])
 
 
 def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:
