@@ -286,7 +286,10 @@ def _check_tensors(graph: onnx.GraphProto, contract: Contract, path: Path) -> No
     given = _axes(inputs[0], contract.input.frames, "input.frames", path)
     returned = _axes(graph.output[0], len(contract.output.leads), "output.lead_times", path)
     if any(None not in pair and pair[0] != pair[1] for pair in zip(given[2:], returned[2:], strict=True)):
-        raise ModelError(f"{path} turns tiles of {given[2:]} cells into {returned[2:]}; expected the same size")
+        raise ModelError(
+            f"{path} turns tiles of {given[2:]} cells into {returned[2:]}; expected the same size, as the last "
+            "two axes of (n, channel, h, w) and (n, lead, h, w)"
+        )
 
 
 def _axes(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> list[int | None]:
@@ -295,7 +298,9 @@ def _axes(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> list
     axes = [axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim]
     kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if kind != "FLOAT" or len(axes) != 4:
-        raise ModelError(f"{path}: {value.name} is {kind} with {len(axes)} axes; expected FLOAT with 4")
+        raise ModelError(
+            f"{path}: {value.name} is {kind} with {len(axes)} axes; expected FLOAT with 4: (n, channel or lead, h, w)"
+        )
     if axes[1] not in (None, planes):
         raise ModelError(f"{path}: {value.name} has {axes[1]} planes, but {key} of model.yaml gives {planes}")
     return axes

@@ -166,9 +166,11 @@ def _settle(
                 return Reach(found, trial.stride)
     if first.is_fixed:
         return Reach(None, first.stride)
+    known = f", {radius} cells away from borders" if radius is not None else ""
+    more = "tile.stride and tile.radius" if radius is None else "a larger tile.radius, or tile.stride, too"
     raise ModelError(
-        f"shifting the input by none of {strides} cells shifts the output alike; "
-        "declare tile.stride and tile.radius, or `radius: global` to run whole frames"
+        f"shifting the input by none of {strides} cells shifts the output alike{known}; declare {more}, or "
+        "`radius: global` to run whole frames"
     )
 
 

@@ -185,7 +185,10 @@ def _last(graph: onnx.GraphProto) -> set[str]:
 def _check_opset(model: onnx.ModelProto) -> None:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset not in OPSETS:
-        raise ModelError(f"graph {model.graph.name!r} has opset {opset}; int8 needs {OPSETS[0]} to {OPSETS[-1]}")
+        raise ModelError(
+            f"graph {model.graph.name!r} has opset {opset}; int8 needs {OPSETS[0]} to {OPSETS[-1]}; export it again "
+            f"with opset {OPSETS[-1]} (in PyTorch with dynamo=False), or ask for half"
+        )
     quantized = [node.name for node in model.graph.node if node.op_type == "QuantizeLinear"]
     if quantized:
         raise ModelError(

@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_quantized_is_refused_in_our_words(net_type):
 def test_an_opset_without_the_q_dq_of_tensorrt_is_refused(reference, opset):
     model = type(reference).FromString(reference.SerializeToString())
     model.opset_import[0].version = opset
-    with pytest.raises(ModelError, match=f"has opset {opset}; int8 needs 13 to 17"):
+    with pytest.raises(ModelError, match=f"has opset {opset}; int8 needs 13 to 17; export it again with opset 17"):
         to_int8(model, cases(1))
 
 

@@ -142,6 +142,13 @@ def test_a_model_that_adds_the_position_is_refused_with_advice(net_type):
         probe(infer, 1)
 
 
+def test_a_declared_radius_that_is_too_small_is_named(engine, net_type):
+    net = net_type(1)
+    model = engine(net.model(net.conv("x", 1, 1, 9), 1))
+    with pytest.raises(ModelError, match="shifts the output alike, 1 cells away from borders; declare a larger"):
+        probe(model, 1, radius=1)
+
+
 def test_a_model_that_takes_no_such_tile_is_refused(engine, net_type):
     net = net_type(1)
     model = engine(net.model(net.conv("x", 1, 1), 1, size=(40, 40)))
