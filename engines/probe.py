@@ -20,6 +20,7 @@ Tensor = NDArray[np.float32]
 Infer = Callable[[Tensor], Tensor]
 Shape = tuple[int, int]
 
+PROBE_VERSION = "2"  # raise it with every change of what a probe finds: needs are kept by it
 STRIDES = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 24, 32, 36, 40, 48, 64)
 SIZES = (256, 512, 1024)
 BAND = 32

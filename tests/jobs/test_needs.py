@@ -49,6 +49,13 @@ def test_another_rule_of_the_contract_is_measured_anew(folder, count):
     assert len(count) == 2
 
 
+def test_what_another_probe_has_found_is_measured_anew(folder, count, monkeypatch):
+    tile_needs(load_package(folder))
+    monkeypatch.setattr(jobs.needs, "PROBE_VERSION", "another")
+    tile_needs(load_package(folder))
+    assert len(count) == 2
+
+
 def test_with_a_declared_stride_only_the_radius_is_measured(folder):
     contract = yaml.safe_load((folder / "model.yaml").read_text())
     contract["tile"] = {"stride": 14}
