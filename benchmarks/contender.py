@@ -42,18 +42,20 @@ class Contender:
     def __enter__(self) -> "Contender":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         tree = self.memory.tree()
-        with contextlib.suppress(BrokenPipeError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=30)
-        for process in tree:
-            with contextlib.suppress(Exception):
-                process.kill()
-        self._process.wait()
-        self._log.close()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                assert self._process.stdin is not None
+                self._process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=30 if kind is None else 0.5)  # in the middle of a lap it would not listen
+        finally:
+            for process in tree:
+                with contextlib.suppress(Exception):
+                    process.kill()
+            self._process.wait()
+            self._log.close()
 
     def lap(self, number: int, path: Path) -> dict[str, Any]:
         """Facts of one cycle, and its `seconds`; the first lap adds `cold`, the seconds since the process began."""

@@ -129,14 +129,13 @@ def stack(tiles: Sequence[np.ndarray], batch: int, dtype: str) -> list[np.ndarra
 
 
 def measure_bare(engine: Any, batches: Sequence[np.ndarray]) -> Bare:
-    """The engine alone on these batches."""
-    result = engine(batches[0])
-    sizes = batches[0].nbytes, result.nbytes
+    """The engine alone on these batches, in the dtype of its input."""
+    sizes = batches[0].nbytes, _returned_bytes(engine, batches[0])
     if not isinstance(engine, Timed):
         few = [batches[n % len(batches)] for n in range(CORE_LAPS)]
-        core = float(np.median([_processor(partial(engine, batch))[0] for batch in few]))
-        return Bare(0.0, core, 0.0, 0.0, _wall(lambda: [engine(batch) for batch in few]) / CORE_LAPS, *sizes)
-    splits = [engine.timed(batches[n % len(batches)]) for n in range(MOST_LAPS)]
+        core = float(np.median([_processor(partial(_call, engine, batch))[0] for batch in few]))
+        return Bare(0.0, core, 0.0, 0.0, _wall(lambda: [_call(engine, batch) for batch in few]) / CORE_LAPS, *sizes)
+    splits = [engine.timed(_for_call(batches[n % len(batches)])) for n in range(MOST_LAPS)]
     latency = float(np.median([split.latency_seconds for split in splits]))
     calls = float(np.median([_wall(partial(_call, engine, batch)) for batch in [*batches, *batches]]))
     staged = np.empty_like(batches[0])
@@ -155,12 +154,21 @@ def _in_row(engine: Any, batches: Sequence[np.ndarray]) -> None:
 
 def _call(engine: Any, batch: np.ndarray) -> None:
     """One batch the way that squall sends it: where there are lanes, its result is not copied."""
+    _returned_bytes(engine, batch)
+
+
+def _returned_bytes(engine: Any, batch: np.ndarray) -> int:
+    """Runs a batch; bytes of its result as the engine returns it."""
     if not hasattr(engine, "lane"):
-        engine(batch)
-        return
+        return int(engine(_for_call(batch)).nbytes)
     with engine.lane(batch.shape) as lane:
         lane.given[...] = batch
-        lane.run()
+        return int(lane.run().nbytes)
+
+
+def _for_call(batch: np.ndarray) -> np.ndarray:
+    """A batch as a call takes it: half is cast by the engine."""
+    return batch.astype(np.float32) if batch.dtype == np.float16 else batch
 
 
 def measure_link() -> tuple[float, float]:

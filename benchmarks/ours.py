@@ -51,7 +51,8 @@ def traced(folder: Path) -> Start:
         report = run_cycle(prepared, pool, times[number % len(times)])
         activities = [[a.process, a.block, *astuple(a.span)] for a in report.activities]
         facts = {"path": report.path, "run": report.tiles_run, "reused": report.tiles_reused, "blocks": report.blocks}
-        return facts | {"workers": report.workers, "engines": report.engines, "activities": activities}
+        facts |= {"workers": report.workers, "pinned": report.memory.pinned, "device": report.memory.device}
+        return facts | {"engines": report.engines, "activities": activities}
 
     return start
 

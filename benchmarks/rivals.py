@@ -55,7 +55,7 @@ class Model:
 
             self._engine = TensorRTEngine(Path(task.engine).read_bytes())
             self.buffer_bytes = self._engine.buffer_bytes
-            self._run, self._dtype = self._engine, self._engine.specs[0].dtype
+            self._run, self._dtype = self._engine, self._engine.specs[0].call_dtype
         else:
             runner = session(task.model, threads)
             name = runner.get_inputs()[0].name

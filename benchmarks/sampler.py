@@ -2,14 +2,15 @@
 
 import ctypes
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 
 import numpy as np
 import psutil
 
 EVERY_SECONDS = 0.05
+WAIT_SECONDS, MOST_WAITS = 0.5, 10  # for memory of a GPU to be given back
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class Sample:
     Attributes:
         time: seconds on CLOCK_MONOTONIC.
         cores: share of all cores that were busy since the look before.
-        disk: bytes written a second since the look before.
+        disk: bytes written a second since the look before, to the disk that was written to most.
         gpu: share of the time that the busiest GPU ran something, as the driver averages it.
         link: bytes a second between host and GPUs, both ways together.
         device: memory taken on all GPUs, bytes.
+        disk_busy: share of the time since the look before in which the busiest disk worked.
     """
 
     time: float
@@ -31,6 +33,7 @@ class Sample:
     gpu: float | None = None
     link: float | None = None
     device: int | None = None
+    disk_busy: float | None = None
 
 
 class Sampler:
@@ -52,12 +55,16 @@ class Sampler:
 
     def _watch(self) -> None:
         psutil.cpu_percent()
-        before, written = monotonic(), _written_bytes()
-        while not self._stop.wait(self._every):
-            now, total = monotonic(), _written_bytes()
-            disk = None if total is None or written is None else (total - written) / (now - before)
-            self.samples.append(Sample(now, psutil.cpu_percent() / 100, disk, *self._gpus.look()))
-            before, written = now, total
+        before, disks = monotonic(), _disks()
+        is_over = False
+        while not is_over:
+            is_over = self._stop.wait(self._every)
+            now, later = monotonic(), _disks()
+            if now - before < self._every / 4:
+                continue  # too short a time to tell anything
+            rate, busy = disk_use(disks, later, now - before)
+            self.samples.append(Sample(now, psutil.cpu_percent() / 100, rate, *self._gpus.look(), busy))
+            before, disks = now, later
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -66,9 +73,24 @@ def mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _written_bytes() -> int | None:
-    counters = psutil.disk_io_counters()
-    return None if counters is None else int(counters.write_bytes)
+Disks = Mapping[str, tuple[int, float]]
+"""Bytes written and seconds at work of each disk, since the machine started."""
+
+
+def disk_use(before: Disks, after: Disks, seconds: float) -> tuple[float | None, float | None]:
+    """Bytes a second written to the disk that was written to most, and the share of the time that the busiest worked.
+
+    Both None where there is none. A partition counts as a disk; the whole disk has at least as much to do.
+    """
+    both = [(after[name], before[name]) for name in after if name in before]
+    rates = [(late[0] - early[0]) / seconds for late, early in both]
+    shares = [min(1.0, (late[1] - early[1]) / seconds) for late, early in both]
+    return max(rates, default=None), max(shares, default=None)
+
+
+def _disks() -> Disks:
+    counters = psutil.disk_io_counters(perdisk=True) or {}
+    return {name: (one.write_bytes, getattr(one, "busy_time", 0) / 1e3) for name, one in counters.items()}
 
 
 class _Pair(ctypes.Structure):
@@ -104,6 +126,18 @@ class Gpus:
     def device_bytes(self) -> int | None:
         """Memory taken on all GPUs."""
         return self.look()[2]
+
+    def settled_bytes(self) -> int | None:
+        """As `device_bytes`, once processes that have just ended gave theirs back."""
+        taken = self.device_bytes()
+        for _ in range(MOST_WAITS):
+            if taken is None:
+                break
+            sleep(WAIT_SECONDS)
+            before, taken = taken, self.device_bytes()
+            if taken is None or taken >= before:
+                break
+        return taken
 
     def _one(self, handle: ctypes.c_void_p) -> tuple[float | None, float | None, int | None]:
         rates, memory = _Pair(), _Memory()

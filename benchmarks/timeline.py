@@ -83,7 +83,7 @@ def draw_timeline(path: Path, title: str, activities: Sequence[Activity], sample
     _draw_rows(axes[0], rows, activities, start)
     for axis, lane in zip(axes[1:], lanes, strict=True):
         _draw_lane(axis, lane, inside, start)
-    axes[0].set_title(title, loc="left", fontsize=10, color=INK)
+    axes[0].set_title(title, loc="left", fontsize=10, color=INK, pad=18)  # above the legend
     axes[-1].set_xlabel("milliseconds", fontsize=7)
     axes[-1].set_xlim(0, (end - start) * 1e3)
     FigureCanvasAgg(figure).print_png(path)
@@ -113,7 +113,8 @@ def _label(process: str, thread: str) -> str:
 
 def _draw_lane(axis: Axes, lane: Lane, samples: Sequence[Sample], start: float) -> None:
     known = [(s.time, value) for s in samples if (value := lane.read(s)) is not None]
-    times, values = [(time - start) * 1e3 for time, _ in known], [value for _, value in known]
+    times, values = [0.0, *((time - start) * 1e3 for time, _ in known)], [value for _, value in known]
+    values = [*values[:1], *values]  # each is of the time since the look before it; the first one's began earlier
     axis.fill_between(times, values, step="pre", color=FAINT, alpha=0.6, linewidth=0)
     axis.set_ylim(0, lane.top or max([*values, 1e-3]) * 1.1)
     axis.set_ylabel(lane.name, fontsize=7)

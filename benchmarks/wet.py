@@ -1,6 +1,10 @@
 """Made-up stores for the benchmarks: rain in every cell, and an archive of the frames of another store."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -52,22 +56,29 @@ def write_wet(path: Path, shape: tuple[int, int], frames: int, step_minutes: int
 
 
 def write_archive(path: Path, store: Path, variable: str, frames: int) -> Path:
-    """A new store with the frames of another one again and again, at the same steps, one chunk a frame."""
+    """A new store with the frames of another one again and again, at the same steps; the same files, linked.
+
+    Raises:
+        ValueError: a stored object of the other one holds more than one frame.
+    """
     source = xr.open_zarr(store, mask_and_scale=False)
-    times, array = source.time.values, zarr.open_array(str(store / variable), mode="r")
+    times, known = source.time.values, zarr.open_array(str(store / variable), mode="r")
+    if (known.shards or known.chunks)[0] != 1:
+        raise ValueError(f"{variable} in {store} has {(known.shards or known.chunks)[0]} frames an object; expected 1")
     longer = times[0] + np.arange(frames) * (times[1] - times[0])
     rest = source.drop_vars(variable).drop_vars("time").assign_coords(time=longer)
     rest.to_zarr(path, zarr_format=3, consolidated=False)
-    target = zarr.open_group(str(path)).create_array(
-        variable,
-        shape=(frames, *array.shape[1:]),
-        chunks=(1, *array.shape[1:]),
-        dtype=array.dtype,
-        fill_value=array.fill_value,
-        attributes=dict(array.attrs),
-        dimension_names=source[variable].dims,
-    )
-    known = [array[n] for n in range(len(times))]
-    for frame in range(frames):
-        target[frame] = known[frame % len(known)]
+    _copy(store / variable, path / variable, shutil.copyfile)
+    zarr.open_array(str(path / variable), mode="r+").resize((frames, *known.shape[1:]))
+    for frame in range(len(times), frames):
+        objects = path / variable / "c"
+        _copy(objects / str(frame % len(times)), objects / str(frame), os.link)
     return path
+
+
+def _copy(source: Path, target: Path, copy: Callable[[Path, Path], Any]) -> None:
+    """All files below a folder into a new one that may be written to; a folder that is not there has none."""
+    for file in [path for path in source.rglob("*") if path.is_file()]:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        copy(file, place)

@@ -1,15 +1,51 @@
-"""Doing the same to many things at once."""
+"""Doing the same to many things at once, on threads that stay: a fresh one allocates from memory of its own."""
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
+class _Helpers(threading.local):
+    """Pools of the thread that asks, by their size: calls of several threads do not wait for each other's."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+
+    def pool(self, threads: int) -> ThreadPoolExecutor:
+        if threads not in self._pools:
+            self._pools[threads] = ThreadPoolExecutor(threads, "helper")
+        return self._pools[threads]
+
+
+_HELPERS = _Helpers()
+os.register_at_fork(after_in_child=_HELPERS.forget)  # threads do not come along
+
+
 def map_on(threads: int, function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
-    """What `map` gives, computed by so many threads; by the caller's own if it is one, whose memory is warm."""
+    """What `map` gives, computed by so many threads; by the caller's own if it is one.
+
+    Nothing of it runs any more when it returns or raises; after an error what has not begun is left out.
+    """
+    rows = zip(*arguments, strict=True)
     if threads == 1:
-        return list(map(function, *arguments))
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, *arguments))
+        return [function(*row) for row in rows]
+    pool = _HELPERS.pool(threads)
+    futures = [pool.submit(function, *row) for row in rows]
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        _end(futures)
+    return [future.result() for future in futures if not future.cancelled()]
+
+
+def _end(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        future.cancel()
+    wait(futures)

@@ -1,7 +1,9 @@
-"""The benchmark of throughput: what its floor, its rivals, its stores and its picture are made of."""
+"""The benchmark of throughput: what its floor, its laps, its rivals, its stores and its picture are made of."""
 
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.bench import Bench
+from benchmarks.cases import QUICK
 from benchmarks.floor import PARTS, Bare, Coding, Floor, floor_of, measure_bare, stack
+from benchmarks.laps import Ran
 from benchmarks.rivals import EngineTask, bounds, load_task
-from benchmarks.sampler import Gpus, Sample, Sampler, mean
-from benchmarks.throughput import QUICK, Bench, Ran, Report, run_section
+from benchmarks.sampler import Gpus, Sample, Sampler, disk_use, mean
 from benchmarks.timeline import LANES, busy_share, draw_timeline, rows_of
 from benchmarks.wet import STEP_CODES, wet_codes, write_archive, write_wet
 from engines.base import Split
@@ -75,6 +79,14 @@ def test_the_blocks_of_a_rival_survive_the_way_through_its_file(tmp_path: Path) 
     found = load_task(tmp_path)
     assert (found.batch, found.chunk) == (3, (8, 5))
     assert bounds(found.blocks[0]) == (0, 8, 0, 5)
+
+
+@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated metadata")
+def test_an_archive_of_objects_with_several_frames_is_refused(tmp_path: Path) -> None:
+    ds = xr.Dataset({"rain": (("time", "y"), np.zeros((4, 2), np.int16))}, {"time": np.arange(4)})
+    ds.to_zarr(tmp_path / "a.zarr", encoding={"rain": {"chunks": (2, 2)}}, zarr_format=3, consolidated=False)
+    with pytest.raises(ValueError, match=r"rain in .* has 2 frames an object; expected 1"):
+        write_archive(tmp_path / "b.zarr", tmp_path / "a.zarr", "rain", 8)
 
 
 def open_frames(path: Path) -> Source:
@@ -147,6 +159,12 @@ def test_a_sampler_looks_while_something_runs_and_no_longer() -> None:
     assert len(sampler.samples) == known
 
 
+def test_the_busiest_disk_counts_and_one_that_came_later_does_not() -> None:
+    before, after = {"a": (100, 1.0), "b": (0, 0.0)}, {"a": (300, 1.5), "b": (20, 1.5), "c": (10**9, 9.0)}
+    assert disk_use(before, after, 2.0) == (100.0, 0.75)
+    assert disk_use({}, after, 2.0) == (None, None)
+
+
 def test_a_mean_leaves_out_what_could_not_be_read() -> None:
     assert mean([None, 1.0, 3.0]) == 2.0
     assert mean([None]) is None
@@ -158,37 +176,6 @@ def test_the_first_lap_is_cold_and_not_counted() -> None:
     assert ran.typical == 3
 
 
-def test_a_section_that_fails_says_so_and_the_next_one_runs(tmp_path: Path, capsys) -> None:
-    bench, report = Bench(tmp_path, None, QUICK, [1], False, {}), Report(tmp_path)
-
-    def broken(bench):
-        """Breaks."""
-        yield "one line"
-        raise RuntimeError("out of luck")
-
-    def whole(bench):
-        """Works."""
-        yield "another line"
-
-    for section in (broken, whole):
-        run_section(section, bench, report, 60)
-    said = capsys.readouterr().out
-    assert (tmp_path / "report.md").read_text() == said
-    for text in ("### Breaks.", "one line", "FAILED", "out of luck", "### Works.", "another line"):
-        assert text in said
-
-
-def test_a_section_that_hangs_is_ended(tmp_path: Path, capsys) -> None:
-    def endless(bench):
-        """Never ends."""
-        yield "begun"
-        while True:
-            pass
-
-    run_section(endless, Bench(tmp_path, None, QUICK, [1], False, {}), Report(tmp_path), 1)
-    assert "TimeoutError: the section took longer" in capsys.readouterr().out
-
-
 def test_the_product_of_a_case_takes_settings_and_cuts_its_grid(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
     bench = Bench(tmp_path, None, QUICK, [1], False, {"tiling": {"tile": [128, 128]}})
@@ -196,6 +183,20 @@ def test_the_product_of_a_case_takes_settings_and_cuts_its_grid(tmp_path: Path, 
     assert case.prepared.plan.tiling.tile == (128, 128)
     assert yaml.safe_load((case.folder / "product.yaml").read_text())["tiling"] == {"tile": [128, 128]}
     assert bench.case("fmi") is case
+
+
+SMALL = {"tiling": {"tile": [128, 128]}, "output": {"store": "out", "variable": "rain", "shards": [64, 64]}}
+
+
+def test_a_case_made_by_one_worker_has_the_tiles_of_the_usual_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SQUALL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Bench, "cores", 4)
+    bench = Bench(tmp_path, None, QUICK, [1], False, SMALL)
+    usual, alone = bench.case("fmi"), bench.case("fmi", alone=True)
+    assert usual.prepared.workers > 1
+    assert alone.prepared.workers == 1
+    assert alone.prepared.plan.tiling.tile == usual.prepared.plan.tiling.tile
+    assert alone.folder != usual.folder
 
 
 class TimedEngine:
@@ -210,6 +211,29 @@ class TimedEngine:
 
     def map(self, batches):
         yield from (batch for batch in batches if time.sleep(0.006) is None)
+
+
+class HalfEngine(TimedEngine):
+    """As one with half input and output: a call takes float32, a lane shows half."""
+
+    def __init__(self):
+        self.called = []
+
+    def timed(self, batch):
+        self.called.append(batch.dtype)
+        return super().timed(batch)
+
+    @contextmanager
+    def lane(self, shape):
+        out = np.zeros((shape[0], 3, 4, 4), np.float16)
+        yield SimpleNamespace(given=np.zeros(shape, np.float16), run=lambda: out)
+
+
+def test_an_engine_of_half_is_given_float32_where_it_is_called_and_half_in_its_lanes() -> None:
+    engine = HalfEngine()
+    bare = measure_bare(engine, [np.zeros((2, 2, 4, 4), np.float16)] * 3)
+    assert set(engine.called) == {np.dtype(np.float32)}
+    assert (bare.bytes_in, bare.bytes_out) == (2 * 2 * 16 * 2, 2 * 3 * 16 * 2)
 
 
 def test_the_engine_alone_is_split_into_gpu_time_and_the_hosts_own() -> None:
@@ -252,6 +276,15 @@ class Nvml:
 def test_gpus_are_read_together_and_what_cannot_be_read_is_left_out(monkeypatch) -> None:
     monkeypatch.setattr("benchmarks.sampler.ctypes.CDLL", lambda name: Nvml())
     assert Gpus().look() == (0.8, 14_000, 2000)
+
+
+def test_memory_of_a_gpu_is_read_once_those_who_ended_gave_theirs_back(monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.sampler.WAIT_SECONDS", 0)
+    readings = iter([900, 700, 400, 400, 100])
+    monkeypatch.setattr(Gpus, "device_bytes", lambda self: next(readings))
+    assert Gpus().settled_bytes() == 400
+    monkeypatch.setattr(Gpus, "device_bytes", lambda self: None)
+    assert Gpus().settled_bytes() is None
 
 
 def test_without_the_library_of_the_driver_there_are_no_gpus(monkeypatch) -> None:

@@ -1,0 +1,112 @@
+"""The place of one run of the benchmark, and what its sections share: cases, engines, and what engines take alone."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from benchmarks.cases import FRAMES, LEADS, Case, Sizes, Stores, write_product
+from benchmarks.cycle import Store
+from benchmarks.floor import Bare, measure_bare, measure_link, stack
+from benchmarks.ours import tensors, usable_times
+from engines import cuda
+from engines.supply import Supplied
+from engines.zoo import UnetSpec
+from jobs.engine import open_engine
+from jobs.pool import Resources
+from jobs.prepare import load, prepare
+from pipelines.source import find_inputs
+
+
+@dataclass
+class Bench:
+    """One run: its folder and sizes, and what one section made and others need.
+
+    Attributes:
+        gpus: numbers of GPUs to compare.
+        soak: look for a leak in many cycles.
+        settings: more of every product.
+        ends: when the section that runs now has to be done, on the clock of `monotonic`.
+        record: all numbers, as they go into report.json.
+    """
+
+    home: Path
+    data: Path | None
+    sizes: Sizes
+    gpus: list[int]
+    soak: bool
+    settings: Mapping[str, Any]
+    ends: float = float("inf")
+    record: dict[str, Any] = field(default_factory=dict)
+    engines: dict[str, Supplied] = field(default_factory=dict)
+    bares: dict[str, Bare] = field(default_factory=dict)
+    cases: dict[str, Case] = field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the section that runs now."""
+        return self.ends - monotonic()
+
+    @cached_property
+    def link(self) -> tuple[float, float]:
+        """Bytes a second from host to GPU and back."""
+        return measure_link()
+
+    @property
+    def has_gpu(self) -> bool:
+        return cuda.device_count() > 0
+
+    @property
+    def cores(self) -> int:
+        return os.cpu_count() or 1
+
+    def store(self, grid: str) -> Store:
+        """The frames of a grid."""
+        return Stores(self.home, self.data, self.sizes, max(self.gpus)).find(grid)
+
+    def case(self, grid: str, width: int = 1, many: bool = False, alone: bool = False) -> Case:
+        """The case of a grid, made at the first call.
+
+        Args:
+            width: of the network, in widths of the usual one.
+            many: prepared for a backfill, whose workers make whole cycles.
+            alone: made by one worker, with the tiles and so the engine of the usual case.
+        """
+        name = grid + "-wide" * (width > 1) + "-many" * many + "-one-worker" * alone
+        if name not in self.cases:
+            settings = self._one_worker(grid) if alone else self.settings
+            file = self._write(name, self.store(grid), width, settings)
+            here = Resources(min(1, cuda.device_count()), self.cores)
+            self.cases[name] = Case(name, file.parent, prepare(load(file, []), here, whole_cycles=many))
+        return self.cases[name]
+
+    def _one_worker(self, grid: str) -> dict[str, Any]:
+        tile = list(self.case(grid).prepared.plan.tiling.tile)
+        return {**self.settings, "workers": 1, "tiling": {**self.settings.get("tiling", {}), "tile": tile}}
+
+    def _write(self, name: str, store: Store, width: int, settings: Mapping[str, Any]) -> Path:
+        spec = UnetSpec(width * self.sizes.width, self.sizes.depth, FRAMES, LEADS, store.step_minutes)
+        return write_product(self.home / name, store, spec, settings, "half" if self.has_gpu else "float32")
+
+    def engine(self, case: Case) -> Supplied:
+        """The engine of a case in this process, beside those of the workers; equal orders share one."""
+        order = case.prepared.setup.order
+        key = f"{order.spec} {order.lanes} {order.model.weights_sha256}"
+        if key not in self.engines:
+            self.engines[key] = open_engine(order)
+        return self.engines[key]
+
+    def pinned_bytes(self, case: Case, workers: int) -> int:
+        """Pinned memory of so many workers, as their engines say; as much again is on the GPU."""
+        return workers * getattr(self.engine(case).engine, "buffer_bytes", 0)
+
+    def bare(self, case: Case) -> Bare:
+        """The engine of a case alone, on tiles of a cycle that must be run."""
+        if case.name not in self.bares:
+            engine, prepared = self.engine(case).engine, case.prepared
+            tiles = tensors(prepared, find_inputs(prepared.source, prepared.product, usable_times(prepared)[0]))
+            self.bares[case.name] = measure_bare(engine, stack(tiles, case.batch, engine.specs[0].dtype))
+        return self.bares[case.name]
