@@ -5,10 +5,10 @@ many good cases hide a bad one nor a nearly dry one decides. Knows arrays and li
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,8 @@ def run_gate(
         limits: of the contract (`contract.gate`); the defaults if None.
 
     Raises:
-        CaseError: a group has no case or none as large as the tile, or two cases share a name.
+        CaseError: a group has no case or none as large as the tile, two cases share a name, or neither engine gives a
+            value for any of them.
         InferenceError: an engine fails, or an output has another shape than the case and lead times ask for.
     """
     return Verdict(measure(reference, candidate, cases, lead_times, rules), limits or GateLimits())
@@ -166,6 +167,7 @@ def measure(
     for case in cases:
         for lead_time, one in zip(lead_times, _compare(reference, candidate, case, lead_times, rules), strict=True):
             found[case.group, lead_time].append(one)
+    _check_known(chain.from_iterable(found.values()))
     places = list(product(GROUPS, lead_times))
     readings = [list(_readings(group, lead_time, found[group, lead_time], rules)) for group, lead_time in places]
     return tuple(reading for some in readings for reading in some)
@@ -211,6 +213,15 @@ def _check(cases: Sequence[Case], rules: Rules) -> None:
             raise CaseError(
                 f"{group} cases have {sizes} cells; at least one as large as the tile {rules.tile} is expected"
             )
+
+
+def _check_known(found: Iterable["_Found"]) -> None:
+    """Raises CaseError if there is nothing to compare: both outputs would be equal, and neither a forecast."""
+    if not any(one.cells or one.nan_cells or one.moved_missing for one in found):
+        raise CaseError(
+            "reference and candidate give no value in any cell of any case, only missing or infinite ones, so nothing "
+            "can be judged; look at the model's weights, or give cases that it has a forecast for"
+        )
 
 
 def _output(engine: Infer, case: Case, lead_times: Sequence[timedelta]) -> Tensor:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import Message
 from onnx import numpy_helper
@@ -14,6 +15,10 @@ DEFAULT_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 WEIGHT_TYPES = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 )
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+SUMMING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 
 # Operators that move data, and which of their inputs say where; None = any input.
 MOVERS: dict[str, tuple[int, ...] | None] = {
@@ -41,7 +46,7 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     """`model.onnx` of a folder, without its external weights, checked; nothing outside the folder is opened.
 
     Raises:
-        ModelError: damaged, unsafe, or not standard ONNX; names the file and what is wrong with it.
+        ModelError: damaged, unsafe, random, or not standard ONNX; names the file and what is wrong with it.
     """
     path = inside(folder, "model.onnx")
     try:
@@ -56,6 +61,12 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     foreign = {node.domain for node in _nodes(model)} - DEFAULT_DOMAINS
     if foreign:
         raise ModelError(f"{path} uses operators of {sorted(foreign)}; only standard ONNX operators are supported")
+    random = {node.op_type for node in _nodes(model)} & RANDOM
+    if random:
+        raise ModelError(
+            f"{path} draws random numbers ({sorted(random)[0]}), so no two runs or tiles would agree; export the model "
+            "without noise, or with its noise made from the input"
+        )
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # checker and shape inference raise unrelated types
@@ -94,6 +105,20 @@ def data_dependent(graph: onnx.GraphProto) -> set[str]:
         if node.op_type not in ("Shape", "Size") and (inner or computed.intersection(node.input)):
             computed.update(node.output)
     return found
+
+
+def spoiled_weight(model: onnx.ModelProto, folder: Path) -> str | None:
+    """The first weight of a convolution or matrix product that holds NaN or infinity; None if all are finite.
+
+    Elsewhere such a constant may be meant: as a mask, as a bound, as what stands for missing.
+    """
+    summed = {name for node in model.graph.node if node.op_type in SUMMING for name in node.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in summed and tensor.data_type in WEIGHT_TYPES:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            if not np.isfinite(np.frombuffer(_contents(tensor, folder), dtype)).all():
+                return str(tensor.name)
+    return None
 
 
 def digests(model: onnx.ModelProto, folder: Path) -> tuple[str, str]:

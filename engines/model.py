@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from engines.base import ModelError
-from engines.graph import data_dependent, digests, inside, read_graph
+from engines.graph import data_dependent, digests, inside, read_graph, spoiled_weight
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
@@ -236,6 +236,7 @@ def load_package(folder: Path) -> ModelPackage:
     model = read_graph(folder)
     _check_tensors(model.graph, contract, folder / "model.onnx")
     _check_reach(model.graph, contract, folder)
+    _check_weights(model, folder)
     graph, weights = digests(model, folder)
     return ModelPackage(folder, contract, graph, weights)
 
@@ -285,7 +286,10 @@ def _check_tensors(graph: onnx.GraphProto, contract: Contract, path: Path) -> No
     given = _axes(inputs[0], contract.input.frames, "input.frames", path)
     returned = _axes(graph.output[0], len(contract.output.leads), "output.lead_times", path)
     if any(None not in pair and pair[0] != pair[1] for pair in zip(given[2:], returned[2:], strict=True)):
-        raise ModelError(f"{path} turns tiles of {given[2:]} cells into {returned[2:]}; expected the same size")
+        raise ModelError(
+            f"{path} turns tiles of {given[2:]} cells into {returned[2:]}; expected the same size, as the last "
+            "two axes of (n, channel, h, w) and (n, lead, h, w)"
+        )
 
 
 def _axes(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> list[int | None]:
@@ -294,7 +298,9 @@ def _axes(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> list
     axes = [axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim]
     kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if kind != "FLOAT" or len(axes) != 4:
-        raise ModelError(f"{path}: {value.name} is {kind} with {len(axes)} axes; expected FLOAT with 4")
+        raise ModelError(
+            f"{path}: {value.name} is {kind} with {len(axes)} axes; expected FLOAT with 4: (n, channel or lead, h, w)"
+        )
     if axes[1] not in (None, planes):
         raise ModelError(f"{path}: {value.name} has {axes[1]} planes, but {key} of model.yaml gives {planes}")
     return axes
@@ -306,4 +312,13 @@ def _check_reach(graph: onnx.GraphProto, contract: Contract, folder: Path) -> No
         raise ModelError(
             f"{folder / 'model.yaml'} declares no tile.radius, and {sorted(movers)[0]} moves data by its "
             "values, so it cannot be probed; declare the radius in cells, or `global`"
+        )
+
+
+def _check_weights(model: onnx.ModelProto, folder: Path) -> None:
+    spoiled = spoiled_weight(model, folder)
+    if spoiled is not None:
+        raise ModelError(
+            f"{folder / 'model.onnx'}: weight {spoiled!r} holds NaN or infinity, so that forecasts would be missing; "
+            "export a checkpoint from before the training diverged"
         )

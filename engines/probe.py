@@ -20,6 +20,7 @@ Tensor = NDArray[np.float32]
 Infer = Callable[[Tensor], Tensor]
 Shape = tuple[int, int]
 
+PROBE_VERSION = "2"  # raise it with every change of what a probe finds: needs are kept by it
 STRIDES = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 24, 32, 36, 40, 48, 64)
 SIZES = (256, 512, 1024)
 BAND = 32
@@ -40,11 +41,16 @@ class Reach:
 
 
 def probe(
-    infer: Infer, channels: int, fixed: Shape | None = None, radius: int | Literal["global"] | None = None
+    infer: Infer,
+    channels: int,
+    fixed: Shape | None = None,
+    radius: int | Literal["global"] | None = None,
+    stride: int | None = None,
 ) -> Reach:
     """The reach of a model, measured on random tiles of about 256 cells a side, up to 1024 if it looks far.
 
-    A radius of more than about 500 cells, or of nearly half a fixed tile, comes out as None. It may be too large (a
+    A radius of more than about 500 cells, or of nearly half a fixed tile, comes out as None; so does a model of one
+    fixed tile that is the same under no shift, as that tile can only be run whole. It may be too large (a
     weight of exactly zero counts like any other); too small only for a network so narrow that its activations are
     dead on all of the random tile: none of 800 random stacks of 2 to 4 planes, 1 of 200 with a single plane.
 
@@ -53,24 +59,36 @@ def probe(
         channels: of the input.
         fixed: the one tile size (y, x) that the model takes; None = it takes many.
         radius: the declared one, if any; then only the stride is measured.
+        stride: the declared one, if any; no other is tried.
 
     Raises:
         ModelError: the model runs on no such tile, gives NaN for finite input, or is the same under no shift.
     """
-    reach = None
+    reach, strides = None, STRIDES if stride is None else (stride,)
     for size in _sizes(fixed, radius):
-        trials = _trials(infer, channels, size, fixed)
+        trials = _trials(infer, channels, size, fixed, strides)
         first = next(trials, None)
         if first is not None:
-            reach = _settle(first, chain([first], trials), radius)
+            reach = _settle(first, chain([first], trials), radius, strides)
         if first is None or reach is None or reach.radius is not None:
             break
     if reach is None:
         raise ModelError(
             f"the model gives no finite result on a random tile of {fixed or SIZES[0]} cells, nor on one a little "
-            f"larger for any stride of {STRIDES}; declare tile.stride and tile.radius"
+            f"larger for any stride of {strides}: {_fault(infer, channels, fixed)}; if it takes other tiles, declare "
+            "tile.stride and tile.radius"
         )
     return reach
+
+
+def _fault(infer: Infer, channels: int, fixed: Shape | None) -> str:
+    """What is wrong with the result of the tile that is tried first."""
+    tile = _field(channels, *(fixed or (SIZES[0], SIZES[0])))
+    try:
+        out = infer(tile)
+    except InferenceError as error:
+        return str(error)
+    return "NaN or infinity" if out.shape[-2:] == tile.shape[-2:] else f"a tile of {tile.shape} becomes {out.shape}"
 
 
 def _sizes(fixed: Shape | None, radius: int | Literal["global"] | None) -> tuple[int, ...]:
@@ -103,9 +121,9 @@ class _Trial:
         return (min(self.shape) - 3 * self.stride) // 2
 
 
-def _trials(infer: Infer, channels: int, size: int, fixed: Shape | None) -> Iterator[_Trial]:
+def _trials(infer: Infer, channels: int, size: int, fixed: Shape | None, strides: tuple[int, ...]) -> Iterator[_Trial]:
     """Strides whose multiples the model takes; the edge of the tile is a multiple of the stride and of little else."""
-    for stride in STRIDES:
+    for stride in strides:
         count = next(n for n in range(-(-size // stride), size + 30) if gcd(n, 30) == 1)
         shape = fixed or (count * stride, count * stride)
         if all(edge % stride == 0 for edge in shape):
@@ -134,7 +152,9 @@ def _result(infer: Infer, tile: Tensor) -> Tensor | None:
     return out if out.shape[-2:] == tile.shape[-2:] else None
 
 
-def _settle(first: _Trial, trials: Iterator[_Trial], radius: int | Literal["global"] | None) -> Reach:
+def _settle(
+    first: _Trial, trials: Iterator[_Trial], radius: int | Literal["global"] | None, strides: tuple[int, ...]
+) -> Reach:
     """The reach at the least stride under which the model is the same when shifted."""
     if radius == "global" or (radius is None and _depth(first, _wild) > first.deepest):
         return Reach(None, first.stride)
@@ -145,21 +165,36 @@ def _settle(first: _Trial, trials: Iterator[_Trial], radius: int | Literal["glob
                 return Reach(None, trial.stride)
             if _is_same_when_shifted(trial, found):
                 return Reach(found, trial.stride)
+    if first.is_fixed:
+        return Reach(None, first.stride)
+    known = f", {radius} cells away from borders" if radius is not None else ""
+    more = "tile.stride and tile.radius" if radius is None else "a larger tile.radius, or tile.stride, too"
     raise ModelError(
-        f"shifting the input by none of {STRIDES} cells shifts the output alike; "
-        "declare tile.stride, or `radius: global` to run whole frames"
+        f"shifting the input by none of {strides} cells shifts the output alike{known}; declare {more}, or "
+        "`radius: global` to run whole frames"
     )
 
 
 def _is_same_when_shifted(trial: _Trial, margin: int) -> bool:
-    """True if a tile cut out one stride further, and smaller, has the same values `margin` cells away from borders."""
-    stride, less = trial.stride, 0 if trial.is_fixed else 2 * trial.stride
-    rows, columns = (slice(stride, stride + edge - less) for edge in trial.shape)
+    """True if tiles cut off one stride further have the same values `margin` cells away from where they were cut.
+
+    Up to the borders that they share with the tile, too: there a model that pads its input itself, to multiples of
+    more than the stride, gives other values to a tile of another size. A fixed tile can only be moved as a whole.
+    """
+    stride = trial.stride
+    cuts = [(stride, stride)] if trial.is_fixed else [(stride, 0), (0, -stride)]
+    return all(_is_same_when_cut(trial, *ends, margin) for ends in cuts)
+
+
+def _is_same_when_cut(trial: _Trial, start: int, more: int, margin: int) -> bool:
+    """As `_is_same_when_shifted`, for one tile: from `start` to `more` cells beyond the end of the tile."""
+    rows, columns = (slice(start, edge + more) for edge in trial.shape)
     moved = _result(trial.infer, np.ascontiguousarray(trial.noise[..., rows, columns]))
     if moved is None:
         return False
-    ends = [min(edge, stride + edge - less) - margin for edge in trial.shape]
-    here, there = (tuple(slice(stride + margin - start, end - start) for end in ends) for start in (0, stride))
+    low = start + margin if start else 0
+    highs = [min(edge, edge + more) - margin if more else edge for edge in trial.shape]
+    here, there = (tuple(slice(low - origin, high - origin) for high in highs) for origin in (0, start))
     return np.array_equal(trial.out[:, :, here[0], here[1]], moved[:, :, there[0], there[1]])
 
 

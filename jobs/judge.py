@@ -123,7 +123,8 @@ def judge(
     Raises:
         CaseError, InferenceError: a case does not fit, or an engine fails.
     """
-    contract, one_size = setting.package.contract, takes_one_size(runtime)
+    contract = setting.package.contract
+    one_size = takes_one_size(runtime) or setting.tiles.size is not None
     rules = rules_of(setting, cases, one_size)
     lead_times = contract.output.leads
     run = _counted(candidate.infer, tell)

@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.footprint import bytes_per_cell
 from engines.model import ModelPackage
 from engines.ort import OrtEngine
-from engines.probe import probe
+from engines.probe import PROBE_VERSION, probe
 from jobs import __version__
 from jobs.folders import cache_folder, put_whole
 from pipelines.errors import ConfigError
@@ -39,10 +39,10 @@ def measure_needs(package: ModelPackage) -> Needs:
     size = _fixed_size(engine)
     radius, stride = (None if rule.radius == "global" else rule.radius), rule.stride
     if rule.radius is None or stride is None:
-        measured = probe(engine, frames, fixed=size, radius=rule.radius)
-        radius, stride = (measured.radius if rule.radius is None else radius), stride or measured.stride
+        measured = probe(engine, frames, size, rule.radius, stride)
+        radius, stride = (measured.radius if rule.radius is None else radius), measured.stride
     footprint = bytes_per_cell(package.onnx_path, frames, size or round_up(256, stride))
-    return Needs(radius, stride, footprint, size)
+    return Needs(radius, stride, footprint, size, engine.specs[0].shape[0])
 
 
 def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:
@@ -54,5 +54,5 @@ def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:
 def _file(package: ModelPackage) -> Path:
     """Named by all that the needs come from."""
     rule, frames = package.contract.tile.model_dump_json(), package.contract.input.frames
-    made_of = f"{__version__} {package.graph_sha256} {package.weights_sha256} {frames} {rule}"
+    made_of = f"{__version__} {PROBE_VERSION} {package.graph_sha256} {package.weights_sha256} {frames} {rule}"
     return cache_folder() / "needs" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.json"

@@ -24,12 +24,14 @@ class Needs:
         stride: tile sizes and starts are multiples of it, cells.
         bytes_per_cell: working memory of one inference per cell of a tile, bytes.
         size: the one tile size (y, x) that the model takes; None = any.
+        batch: the one count of tiles in a batch that it takes; None = any.
     """
 
     radius: int | None
     stride: int
     bytes_per_cell: float
     size: Shape | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def make_plan(
     tilings = list(_candidates(grid, shard, halo, needs, spec))
     if not tilings:
         raise ConfigError(_no_tile(grid, halo, needs, spec))
-    batch = 1 if spec.batch == "auto" else spec.batch
+    batch = _batch(needs, spec)
     fitting = [t for t in tilings if batch * _memory(t, needs) <= spec.memory]
     if not fitting:
         least = batch * min(_memory(t, needs) for t in tilings)
@@ -119,6 +121,16 @@ def make_plan(
     best = min(fitting, key=lambda t: (_cost(t, crew, pace), len(t.blocks()), -t.tile[0] * t.tile[1]))
     memory = batch * _memory(best, needs)
     return Plan(best, batch, memory, _reason(best, memory, len(tilings), len(fitting), spec, crew))
+
+
+def _batch(needs: Needs, spec: TilingSpec) -> int:
+    batch = 1 if spec.batch == "auto" else spec.batch
+    if needs.batch is not None and not needs.batch == batch == 1:  # the last batch of a block may be smaller
+        raise ConfigError(
+            f"the model takes batches of {needs.batch} only; found tiling.batch={spec.batch}; export the model with a "
+            "dynamic batch axis, or with a batch of 1 and use auto"
+        )
+    return batch
 
 
 def _halo(needs: Needs, spec: TilingSpec) -> int:
@@ -137,9 +149,10 @@ def _candidates(grid: Shape, shard: Shape, halo: int, needs: Needs, spec: Tiling
     if spec.mode == "feather":
         tilings = iter([_feather(grid, shard, halo, needs, spec)])
     elif size and needs.radius is None and any(s < round_up(g, needs.stride) for s, g in zip(size, grid, strict=True)):
+        remedy = "declare tile.radius in model.yaml if it is smaller" if needs.size else "use tiling.tile=whole"
         raise ConfigError(
             f"tile {size} cannot be cropped exactly: every cell reaches every result of this model; "
-            "use tiling.tile=whole or tiling.mode=feather"
+            f"{remedy}, or use tiling.mode=feather"
         )
     else:
         cuts = _cuts(grid, shard, halo, needs, spec)

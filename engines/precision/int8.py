@@ -12,6 +12,7 @@ from onnx import TensorProto
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from engines.base import ModelError
+from engines.graph import first_line
 from engines.precision.layers import HEAVY, OPSETS, checked, prepared, replace_all, steering, value_types
 
 _OPTIONS = {
@@ -121,18 +122,24 @@ def _quantize(model: onnx.ModelProto, chosen: set[str], cases: Sequence[NDArray[
     entry.key, entry.value = _PREPARED
     with tempfile.TemporaryDirectory(prefix="squall-int8-") as folder:
         path = Path(folder) / "model.onnx"
-        quantize_static(
-            model,
-            path,
-            _Cases(model.graph.input[0].name, cases),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=sorted(QUANTIZED),
-            nodes_to_quantize=sorted(chosen),
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            extra_options=dict(_OPTIONS),
-        )
+        try:
+            quantize_static(
+                model,
+                path,
+                _Cases(model.graph.input[0].name, cases),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=sorted(QUANTIZED),
+                nodes_to_quantize=sorted(chosen),
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                extra_options=dict(_OPTIONS),
+            )
+        except Exception as error:  # ONNX Runtime asserts, and raises unrelated types
+            raise ModelError(
+                f"graph {model.graph.name!r} cannot be quantized; int8 needs finite values before every heavy "
+                f"operator in all cases: {first_line(error)}"
+            ) from error
         made = onnx.load(path)
     own = [entry for entry in model.metadata_props if entry.key != _PREPARED[0]]
     replace_all(made.metadata_props, own)
@@ -178,7 +185,10 @@ def _last(graph: onnx.GraphProto) -> set[str]:
 def _check_opset(model: onnx.ModelProto) -> None:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset not in OPSETS:
-        raise ModelError(f"graph {model.graph.name!r} has opset {opset}; int8 needs {OPSETS[0]} to {OPSETS[-1]}")
+        raise ModelError(
+            f"graph {model.graph.name!r} has opset {opset}; int8 needs {OPSETS[0]} to {OPSETS[-1]}; export it again "
+            f"with opset {OPSETS[-1]} (in PyTorch with dynamo=False), or ask for half"
+        )
     quantized = [node.name for node in model.graph.node if node.op_type == "QuantizeLinear"]
     if quantized:
         raise ModelError(

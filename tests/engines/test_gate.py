@@ -248,6 +248,14 @@ def test_a_candidate_of_nothing_but_nan_is_refused(still):
     assert not still.verdict(lambda batch: np.full_like(still.reference(batch), np.nan)).is_go
 
 
+def test_a_model_of_nothing_but_nan_is_not_judged_equal_to_itself(still):
+    def broken(batch: np.ndarray) -> np.ndarray:
+        return still.reference(batch) * np.float32(np.nan)
+
+    with pytest.raises(CaseError, match="give no value in any cell of any case"):
+        run_gate(broken, broken, still.cases, LEADS, still.rules)
+
+
 def test_missing_cells_made_dry_are_refused(still):
     assert "moved_missing" in measures(still.verdict(lambda batch: np.maximum(still.reference(batch), 0)))
 

@@ -171,10 +171,42 @@ def test_an_operator_of_a_foreign_domain_is_refused(tmp_path, net_type, package,
     assert "operators of ['com.example']" in refusal(package(tmp_path / "m", model))
 
 
+@pytest.mark.parametrize("kind", ["RandomNormalLike", "RandomUniformLike", "Bernoulli"])
+def test_a_graph_that_draws_random_numbers_is_refused(tmp_path, net_type, package, kind):
+    net = net_type(2)
+    y = net.op("Add", net.conv("x", 2, 3), net.op(kind, net.conv("x", 2, 3)))
+    assert f"draws random numbers ({kind})" in refusal(package(tmp_path / "m", net.model(y, 3)))
+
+
 def test_tensors_that_do_not_fit_each_other_are_refused(tmp_path, net_type, package):
     net = net_type(2)
     model = net.model(net.op("Add", net.conv("x", 2, 3), net.conv("x", 2, 4)), 3)
     assert "fails the ONNX checker" in refusal(package(tmp_path / "m", model))
+
+
+def spoiled(model: onnx.ModelProto, value: float) -> onnx.ModelProto:
+    """The model with one number of its first weight replaced."""
+    weights = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weights.flat[-1] = value
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, model.graph.initializer[0].name))
+    return model
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("is_outside", [True, False])
+def test_a_weight_that_is_no_number_is_refused(tmp_path, plain, package, value, is_outside):
+    model = spoiled(plain(), value)
+    contents = first_weight(model)
+    folder = package(tmp_path / "m", store_outside(model, "w.bin") if is_outside else model)
+    (folder / "w.bin").write_bytes(contents)
+    assert "weight 'w0' holds NaN or infinity" in refusal(folder)
+
+
+def test_a_constant_that_stands_for_missing_may_be_nan(tmp_path, net_type, package):
+    net = net_type(2)
+    y = net.conv("x", 2, 3)
+    y = net.op("Where", net.op("Less", y, net.constant(0.0)), net.constant(np.nan), y)
+    load_package(package(tmp_path / "m", net.model(y, 3)))
 
 
 def test_a_second_input_is_refused(tmp_path, plain, package):

@@ -174,11 +174,18 @@ def test_a_case_that_does_not_fit_is_refused(reference, case, found):
         to_int8(reference, [*cases(1), case])
 
 
+def test_a_model_that_cannot_be_quantized_is_refused_in_our_words(net_type):
+    net = net_type(4)
+    model = net.model(net.conv(net.relu(net.conv(net.op("Log", "x"), 4, 8)), 8, 3), 3)
+    with pytest.raises(ModelError, match="cannot be quantized; int8 needs finite values before every heavy operator"):
+        to_int8(model, [np.zeros((1, 4, 64, 64), np.float32)])
+
+
 @pytest.mark.parametrize("opset", [12, 18])
 def test_an_opset_without_the_q_dq_of_tensorrt_is_refused(reference, opset):
     model = type(reference).FromString(reference.SerializeToString())
     model.opset_import[0].version = opset
-    with pytest.raises(ModelError, match=f"has opset {opset}; int8 needs 13 to 17"):
+    with pytest.raises(ModelError, match=f"has opset {opset}; int8 needs 13 to 17; export it again with opset 17"):
         to_int8(model, cases(1))
 
 

@@ -118,6 +118,19 @@ def test_the_cell_of_a_stride_that_reaches_furthest_counts(net_type, kind, offse
     assert probe(infer, 1) == Reach(8, 8)
 
 
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_model_that_pads_its_input_itself_is_cut_where_it_need_not(side):
+    """Away from its borders it is the same at every size; at them only at multiples of 4."""
+
+    def infer(tile):
+        pads = [(0, 0), (0, 0), *((-edge % 4, 0) if side == "before" else (0, -edge % 4) for edge in tile.shape[-2:])]
+        padded = np.pad(np.pad(tile, pads, constant_values=5), [(0, 0), (0, 0), (1, 1), (1, 1)])
+        rows, columns = tile.shape[-2:]
+        return padded[..., :rows, :columns] if side == "before" else padded[..., -rows:, -columns:]
+
+    assert probe(infer, 1).stride == 4
+
+
 # what cannot be probed
 
 
@@ -129,11 +142,23 @@ def test_a_model_that_adds_the_position_is_refused_with_advice(net_type):
         probe(infer, 1)
 
 
+def test_a_declared_radius_that_is_too_small_is_named(engine, net_type):
+    net = net_type(1)
+    model = engine(net.model(net.conv("x", 1, 1, 9), 1))
+    with pytest.raises(ModelError, match="shifts the output alike, 1 cells away from borders; declare a larger"):
+        probe(model, 1, radius=1)
+
+
 def test_a_model_that_takes_no_such_tile_is_refused(engine, net_type):
     net = net_type(1)
     model = engine(net.model(net.conv("x", 1, 1), 1, size=(40, 40)))
-    with pytest.raises(ModelError, match="no finite result"):
+    with pytest.raises(ModelError, match=r"no finite result .*: a batch of shape \(1, 1, 256, 256\) does not fit"):
         probe(model, 1)
+
+
+def test_a_model_whose_result_is_smaller_is_refused_for_that():
+    with pytest.raises(ModelError, match=r"\(1, 1, 256, 256\) becomes \(1, 1, 252, 252\)"):
+        probe(lambda tile: tile[..., 2:-2, 2:-2], 1)
 
 
 def test_a_model_that_gives_nan_for_finite_input_is_refused():
@@ -167,6 +192,29 @@ def test_a_fixed_tile_is_probed_as_it_is(engine, net_type):
     net = net_type(1)
     model = engine(net.model(net.grow(net.pool(net.conv("x", 1, 1, 5), factor=4), 4), 1, size=(64, 96)))
     assert probe(model, 1, fixed=(64, 96)) == Reach(4, 4)
+
+
+@pytest.mark.parametrize("reach", ["too far", "position"])
+def test_a_fixed_tile_that_cannot_be_cut_is_run_whole(reach):
+    def infer(tile):
+        if reach == "position":
+            return tile + np.arange(tile.shape[-1], dtype=np.float32)
+        return np.roll(tile, 25, -1) + np.repeat(np.repeat(tile[..., ::8, ::8], 8, -1), 8, -2)
+
+    assert probe(infer, 1, fixed=(64, 96)).radius is None
+
+
+def test_a_declared_stride_is_the_only_one_that_is_tried(engine, unet):
+    model = engine(unet(width=4))
+    assert probe(model, 4, stride=24) == Reach(46, 24)
+    with pytest.raises(ModelError, match=r"for any stride of \(4,\)"):
+        probe(model, 4, stride=4)
+
+
+def test_a_stride_that_would_not_be_guessed_can_be_declared(engine, net_type):
+    net = net_type(1)
+    small = net.grow(net.pool("x", "AveragePool", 14), 14)
+    assert probe(engine(net.model(net.op("Add", "x", small), 1)), 1, stride=14) == Reach(0, 14)
 
 
 def test_a_declared_radius_is_kept_and_only_the_stride_is_measured(engine, unet):

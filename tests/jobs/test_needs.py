@@ -2,6 +2,7 @@
 
 import json
 
+import onnx
 import pytest
 import yaml
 
@@ -46,6 +47,30 @@ def test_another_rule_of_the_contract_is_measured_anew(folder, count):
     needs = tile_needs(load_package(folder))
     assert (needs.stride, needs.radius) == (4, 40)
     assert len(count) == 2
+
+
+def test_what_another_probe_has_found_is_measured_anew(folder, count, monkeypatch):
+    tile_needs(load_package(folder))
+    monkeypatch.setattr(jobs.needs, "PROBE_VERSION", "another")
+    tile_needs(load_package(folder))
+    assert len(count) == 2
+
+
+def test_with_a_declared_stride_only_the_radius_is_measured(folder):
+    contract = yaml.safe_load((folder / "model.yaml").read_text())
+    contract["tile"] = {"stride": 14}
+    (folder / "model.yaml").write_text(yaml.safe_dump(contract))
+    needs = measure_needs(load_package(folder))
+    assert (needs.stride, needs.radius) == (14, 4)
+
+
+def test_a_model_exported_for_one_tile_takes_no_larger_batch(folder):
+    graph = onnx.load(folder / "model.onnx")
+    for port in (*graph.graph.input, *graph.graph.output):
+        port.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(graph, folder / "model.onnx")
+    assert tile_needs(load_package(folder)) == tile_needs(load_package(folder))  # the second time from the disk
+    assert tile_needs(load_package(folder)).batch == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"radius": 1}), json.dumps({"size": None, "wrong": 1})])

@@ -90,6 +90,19 @@ def test_an_onnx_file_of_any_name_with_weights_beside_it_is_a_model_too(home):
     assert {"model.onnx", "model.yaml", "rain.weights"} <= {path.name for path in stored.iterdir()}
 
 
+def test_a_model_of_one_fixed_tile_is_judged_without_smaller_ones(home):
+    folder = write_model(home / "unet")
+    graph = onnx.load(folder / "model.onnx")
+    for port in (*graph.graph.input, *graph.graph.output):
+        for axis in port.type.tensor_type.shape.dim[2:]:
+            axis.dim_value = 32
+    onnx.save(graph, folder / "model.onnx")
+    code, _ = publish(folder)
+    assert code == 0
+    page = json.loads((home / "registry/rain/versions/1.0/reports/gate-half.json").read_text())
+    assert page["about"]["seam"] == "not measured: the engine takes tiles of one size"
+
+
 def test_the_same_again_changes_nothing_and_does_nothing_twice(home):
     words = (write_model(home / "unet"), "--promote", "production")
     _, first = publish(*words)
