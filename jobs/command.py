@@ -28,7 +28,7 @@ def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
         except SystemExit as end:
             if end.code != signal.SIGTERM:
                 raise
-            code = _interrupted()  # once Ray is there, SIGTERM comes this way
+            code = _interrupted()  # while Ray is started, SIGTERM comes this way
         except click.ClickException:
             raise
         except Exception as error:

@@ -4,7 +4,9 @@ import itertools
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -39,19 +41,35 @@ def connect(cores: int | None = None) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not outlives_us():
-        _start(quiet | _local(cores))
-        return
+    with _our_sigterm():
+        if outlives_us():
+            _join(quiet)
+        else:
+            _start(quiet | _local(cores))
+
+
+def _join(options: dict[str, Any]) -> None:
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for one, `ray.init` sends none by itself
     try:
         _knock(os.environ["RAY_ADDRESS"])
-        ray.init(**quiet)
+        ray.init(**options)
     except (OSError, ray.exceptions.RayError) as error:
         raise ConnectionError(
             f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} lets us in: {error}; is it running, and is its "
             f"token in RAY_AUTH_TOKEN or {_TOKEN_FILE}, with RAY_AUTH_MODE=token?"
         ) from error
+
+
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """What SIGTERM does here is not changed by Ray, whose handler may end the process before it has cleaned up."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if ours not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def _knock(address: str) -> None:
