@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.cycle import Store
+from benchmarks.cycle import Store, product_on
 from benchmarks.wet import write_archive, write_wet
 from engines.zoo import UnetSpec, write_package
 from jobs.prepare import Prepared
@@ -120,17 +120,9 @@ def write_product(
     folder.mkdir(parents=True)
     write_package(spec, folder / "model")
     step = store.step_minutes
-    product = {
-        "name": "rain",
-        "input": {
-            "store": str(store.path.resolve()),
-            "variable": store.variable,
-            "convert": store.convert,
-            "history": [f"{-step * n}min" for n in reversed(range(spec.frames))],
-        },
+    product = product_on(store, spec.frames) | {
         "model": {"package": "model", "precision": precision},
         "lead_times": {"step": f"{step}min", "until": f"{step * spec.leads}min"},
-        "output": {"store": "out", "variable": "rain"},
     }
     file = folder / "product.yaml"
     file.write_text(yaml.safe_dump(product | dict(settings)))

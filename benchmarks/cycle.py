@@ -86,24 +86,30 @@ def find_store(grid: str, data: Path | None, work: Path, quick: bool) -> Store:
     return Store(path, "precip_rate", "none", 5)
 
 
+def product_on(store: Store, frames: int) -> dict[str, Any]:
+    """What every product file of a benchmark holds: so many frames of a store in, rain out."""
+    return {
+        "name": "rain",
+        "input": {
+            "store": str(store.path.resolve()),
+            "variable": store.variable,
+            "convert": store.convert,
+            "history": [f"{-store.step_minutes * n}min" for n in reversed(range(frames))],
+        },
+        "output": {"store": "out", "variable": "rain"},
+    }
+
+
 def make_case(folder: Path, model: str, store: Store) -> Prepared:
     """A product file with its model's package, and the task of the peers, in a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     step, frames = store.step_minutes, {"unet": 4, "advection": 3}[model]
     lead_step = {"unet": step, "advection": 5}[model]
-    product = {
-        "name": "rain",
-        "input": {
-            "store": str(store.path.resolve()),
-            "variable": store.variable,
-            "convert": store.convert,
-            "history": [f"{-step * n}min" for n in reversed(range(frames))],
-        },
+    product = product_on(store, frames) | {
         "model": {"package": f"builtin:{model}"},
         "lead_times": {"step": f"{lead_step}min", "until": f"{lead_step * LEADS}min"},
         "tiling": {"tile": [TILE, TILE]} if model == "unet" else {},
-        "output": {"store": "out", "variable": "rain"},
     }
     file = folder / "product.yaml"
     file.write_text(yaml.safe_dump(product))

@@ -177,7 +177,7 @@ DAMAGES = {
     "record cut short": (lambda s: change(s, "test/versions/1/version.json", b'{"name": "te'), "damaged"),
     "a path that leads elsewhere": (lambda s: replace_in_record(s, '"model.yaml"', '"../../model.yaml"'),
                                     "'../../model.yaml'"),
-    "an absolute path": (lambda s: replace_in_record(s, '"model.yaml"', '"/tmp/model.yaml"'), "'/tmp/model.yaml'"),
+    "an absolute path": (lambda s: replace_in_record(s, '"model.yaml"', '"/etc/model.yaml"'), "'/etc/model.yaml'"),
     "a file that would be a folder": (lambda s: replace_in_record(s, '"model.yaml"', '"model.onnx/a"'),
                                       "model.onnx/a"),
     "the record among the files": (lambda s: replace_in_record(s, '"model.yaml"', '"version.json"'),
