@@ -16,6 +16,7 @@ from pipelines.storms import FILL_VALUE, SCALE_FACTOR
 START = np.datetime64("2024-06-01T12:00", "ns")
 OCTAVES = ((96, 1.0), (24, 0.5), (6, 0.25))  # cells between the knots of the noise, and its size
 SHIFT = 6  # cells from frame to frame
+CHUNK = 1024  # cells
 STEP_CODES = 10  # rates are multiples of 0.1 mm h-1, as those of MRMS
 
 
@@ -40,7 +41,7 @@ def _between(knots: NDArray[np.float32], spacing: int, shape: tuple[int, int]) -
 
 
 def write_wet(path: Path, shape: tuple[int, int], frames: int, step_minutes: int) -> Path:
-    """A new store like that of `write_storms`, with rain in every cell that moves east, one chunk a frame."""
+    """A new store like that of MRMS, a shard a frame and chunks of 1024 x 1024, with rain in every cell that moves east."""
     times = START + np.arange(frames) * np.timedelta64(step_minutes, "m")
     axes = {
         axis: (axis, cells * 1000.0, {"units": "m", "standard_name": f"projection_{axis}_coordinate"})
@@ -51,7 +52,9 @@ def write_wet(path: Path, shape: tuple[int, int], frames: int, step_minutes: int
     rain = np.stack([np.roll(first, SHIFT * frame, 1) for frame in range(frames)])
     variable = (("time", "y", "x"), rain, attributes | {"_FillValue": FILL_VALUE, "no_echo_value": 0.0})
     ds = xr.Dataset({"precip_rate": variable}, {"time": times, **axes})
-    ds.to_zarr(path, encoding={"precip_rate": {"chunks": (1, *shape)}}, zarr_format=3, consolidated=False)
+    whole = [-(-edge // CHUNK) * CHUNK for edge in shape]
+    chunked = {"chunks": (1, CHUNK, CHUNK), "shards": (1, *whole)}
+    ds.to_zarr(path, encoding={"precip_rate": chunked}, zarr_format=3, consolidated=False)
     return path
 
 

@@ -14,6 +14,7 @@ from engines.supply import Tell
 from jobs.engine import EngineOrder, describe_engine, open_engine
 from pipelines.memory import Memory, peak_resident
 from pipelines.run import Forecaster, Lane, OpenLane
+from pipelines.team import Team
 from pipelines.tiling import Tiling
 from pipelines.transform import Decoder, Encoder
 
@@ -45,6 +46,7 @@ class Setup:
     Attributes:
         blocks_in_flight: blocks that a worker makes at the same time, each in a thread of its own.
         workers_per_gpu: workers that share a GPU.
+        team: threads that decode, pack and compress for all blocks of a worker.
     """
 
     order: EngineOrder
@@ -56,6 +58,7 @@ class Setup:
     mask_from_input: bool
     blocks_in_flight: int = 1
     workers_per_gpu: int = 1
+    team: int = 1
 
     @property
     def place(self) -> Place:
@@ -122,7 +125,7 @@ def _forecaster(setup: Setup, engine: Engine) -> Forecaster:
         leads=len(setup.leads),
         batch=setup.batch,
         mask_from_input=setup.mask_from_input,
-        threads=setup.order.threads,
+        team=Team(setup.team),
         dtype=engine.specs[0].dtype,
     )
 

@@ -139,7 +139,7 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
     layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, pace, whole_cycles)
     pieces = sys.maxsize if whole_cycles else len(plan.tiling.blocks())
     workers, flight = min(crew.workers, pieces), crew.flight(pieces)
-    cells = SHARED_CELLS if flight.blocks > 1 else BLOCK_CELLS
+    cells = SHARED_CELLS if flight.team > 1 else BLOCK_CELLS
     setup = Setup(
         order=EngineOrder(
             loaded.graph,
@@ -156,6 +156,7 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
         mask_from_input=model.coverage == "input",
         blocks_in_flight=min(flight.blocks, GROUPS_IN_FLIGHT) if whole_cycles else flight.blocks,
         workers_per_gpu=crew.per_gpu,
+        team=flight.team,
     )
     return Prepared(
         product,
@@ -255,7 +256,7 @@ class Planned:
             ("batch", f"{self.plan.batch} of {tiling.tile_count} tiles, {self.plan.memory_bytes / 1e9:.2f} GB"),
             ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)}, cells"),
             ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
-            ("workers", f"{self.workers}, {flight.blocks} block(s) in flight, {flight.threads} thread(s) each"),
+            ("workers", f"{self.workers}, {flight.blocks} block(s) in flight, {flight.team} thread(s)"),
             ("pace", _pace(self.pace)),
         ]
 
@@ -264,7 +265,8 @@ def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     """How the grid of a product would be cut on this machine; no Ray is started."""
     loaded = load(file, overrides)
     prepared = prepare(loaded, Resources(cuda.device_count(), os.cpu_count() or 1))
-    flight = Flight(prepared.setup.blocks_in_flight, prepared.setup.order.threads)
+    setup = prepared.setup
+    flight = Flight(setup.blocks_in_flight, setup.order.threads, setup.team)
     return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, flight, known_pace(loaded.package))
 
 

@@ -1,14 +1,15 @@
 """The packed codes of a block, made tile by tile."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.mosaic import Feather, crop
-from pipelines.threads import map_on
+from pipelines.team import ALONE, Turn
 from pipelines.tiling import Block, Tile, Tiling
-from pipelines.transform import Encoder
+from pipelines.transform import SHARED_CELLS, Encoder
 
 Result = NDArray[Any]  # of a tile (lead, h, w): model space, or packed codes
 
@@ -34,19 +35,16 @@ class CropCanvas:
 
     Args:
         codes: (lead, y, x) of the block, to be filled.
-        threads: that pack a tile.
+        turn: of the block with those who pack.
     """
 
-    def __init__(self, block: Block, encoder: Encoder, codes: NDArray[Any], threads: int = 1) -> None:
-        self._encoder, self._window, self._codes, self._threads = encoder, block.window, codes, threads
+    def __init__(self, block: Block, encoder: Encoder, codes: NDArray[Any], turn: Turn = ALONE) -> None:
+        self._encoder, self._window, self._codes, self._turn = encoder, block.window, codes, turn
 
     def add(self, out: Result, tile: Tile) -> None:
         target, part = self._codes[:, *tile.core.within(self._window).slices], crop(out, tile)
-        if part.dtype == target.dtype:
-            target[...] = part
-        else:
-            pieces = (np.array_split(array, self._threads) for array in (part, target))
-            map_on(self._threads, self._encoder.encode, *pieces)
+        put = _copy if part.dtype == target.dtype else self._encoder.encode
+        _map_fields(self._turn, put, part, target)
 
     def ready(self, out: NDArray[np.floating[Any]]) -> Result:
         """Packed codes of a whole tile: packed once, added many times."""
@@ -58,14 +56,24 @@ class CropCanvas:
         pass
 
 
+def _map_fields(turn: Turn, put: Callable[..., None], source: NDArray[Any], target: NDArray[Any]) -> None:
+    """Puts fields (lead, y, x) into others, some by each call of a team."""
+    count = min(len(source), max(turn.threads, source.size // SHARED_CELLS))
+    turn.map(put, *(np.array_split(array, count) for array in (source, target)))
+
+
+def _copy(codes: NDArray[Any], target: NDArray[Any]) -> None:
+    target[...] = codes
+
+
 class FeatherCanvas:
     """Each cell is blended from the tiles that overlap it.
 
     Args: of `CropCanvas`, and the tiling.
     """
 
-    def __init__(self, block: Block, encoder: Encoder, codes: NDArray[Any], tiling: Tiling) -> None:
-        self._encoder, self._codes = encoder, codes
+    def __init__(self, block: Block, encoder: Encoder, codes: NDArray[Any], tiling: Tiling, turn: Turn = ALONE) -> None:
+        self._encoder, self._codes, self._turn = encoder, codes, turn
         self._blend = Feather(tiling, block.window, len(codes))
 
     def add(self, out: Result, tile: Tile) -> None:
@@ -75,4 +83,4 @@ class FeatherCanvas:
         return out.copy()
 
     def finish(self) -> None:
-        self._encoder.encode(self._blend.result(), self._codes)
+        _map_fields(self._turn, self._encoder.encode, self._blend.result(), self._codes)

@@ -24,11 +24,11 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {where}: {error.strerror or error} ({_free_bytes(path)} free)") from error
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, *pieces: bytes) -> None:
     """Writes a new read-only file and waits until the disk has it; an existing one is an error."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(descriptor)
 
@@ -38,10 +38,10 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     _together(write_file, files, files.values())
 
 
-def replace_file(path: Path, data: bytes, temporary: Path) -> None:
+def replace_file(path: Path, temporary: Path, *pieces: bytes) -> None:
     """Puts a whole file in place of another in one step; readers see the old one or the new one."""
     try:
-        write_file(temporary, data)
+        write_file(temporary, *pieces)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -92,7 +92,7 @@ class Ledger:
         with output_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"{self._name}-{self._parts:06}.parquet"
-            replace_file(self.folder / name, _as_parquet(self._rows), self.folder / f".{name}")
+            replace_file(self.folder / name, self.folder / f".{name}", _as_parquet(self._rows))
             sync_folder(self.folder)
         self._rows, self._parts = [], self._parts + 1
 

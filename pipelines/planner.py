@@ -61,20 +61,21 @@ class Crew:
     per_gpu: int = 1
 
     def flight(self, blocks: int) -> "Flight":
-        """How many of so many blocks each worker has in flight, and the threads of each."""
+        """How many of so many blocks each worker has in flight, and the threads for them."""
         workers = max(1, min(self.workers, blocks))
         cores = max(1, self.cores // workers)
         usual = 1 if self.shared else cores
         in_flight = min(self.in_flight or usual, -(-blocks // workers))
-        return Flight(in_flight, max(1, cores // in_flight))
+        return Flight(in_flight, max(1, cores // in_flight), cores)
 
 
 @dataclass(frozen=True)
 class Flight:
-    """Blocks that a worker has under way at the same time, and threads that pack and write each of them."""
+    """Blocks that a worker has under way at the same time, threads of one inference on a CPU, and those of its team."""
 
     blocks: int
     threads: int
+    team: int
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _cost(tiling: Tiling, crew: Crew, pace: Pace) -> float:
     infer = padded * tiling.grid[0] * tiling.grid[1] * pace.infer
     cells = min(tiling.block[0], tiling.grid[0]) * min(tiling.block[1], tiling.grid[1])
     cores = max(1, crew.cores // workers)
-    first = infer + cells * pace.host * (_ALONE + (1 - _ALONE) / crew.flight(blocks).threads)
+    first = infer + cells * pace.host * (_ALONE + (1 - _ALONE) / crew.flight(blocks).team)
     return first + (rounds - 1) * max(infer * crew.per_gpu, cells * pace.host / cores)
 
 

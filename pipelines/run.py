@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from pipelines.reuse import Key, Result, Reuse, constant_key
 from pipelines.sink import Draft, write_block
 from pipelines.source import count_missing
 from pipelines.spans import Seconds, Span, Stopwatch
+from pipelines.team import ALONE, Team, Turn
 from pipelines.tiling import Block, Tile, Tiling
 from pipelines.transform import Decoder, Encoder
 
@@ -85,7 +86,7 @@ class Forecaster:
     Attributes:
         lane: of the engine.
         dtype: that the engine takes.
-        threads: that pack, encode and write a block; the forecast does not depend on them.
+        team: that decodes, packs and compresses for all blocks; the forecast does not depend on it.
     """
 
     tiling: Tiling
@@ -95,7 +96,7 @@ class Forecaster:
     leads: int
     batch: int = 1
     mask_from_input: bool = True
-    threads: int = 1
+    team: Team = field(default_factory=Team)
     dtype: str = "float32"
     reuse: Reuse = field(default_factory=Reuse)
     buffers: Buffers = field(default_factory=Buffers)
@@ -111,42 +112,56 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
         InputError: the store cannot give the frames.
         OutputError: the shards cannot be written.
     """
-    watch, seen = Stopwatch(), forecaster.tiling.reads(block)
+    watch, seen, turn = Stopwatch(), forecaster.tiling.reads(block), forecaster.team.turn()
     with watch("read"):
         raw = read(seen)
     here = raw[:, *block.window.within(seen).slices]
     with forecaster.buffers.borrow((forecaster.leads, *block.window.shape), forecaster.encoder.dtype) as codes:
-        run, reused = infer_block(raw, seen, block, forecaster, codes, watch)
+        run, reused = infer_block(raw, seen, block, forecaster, codes, watch, turn)
         with watch("write"):
             if forecaster.mask_from_input:
-                forecaster.encoder.mask(codes, forecaster.decoder.is_missing(here[-1]))
-            written = write_block(draft, block.window, codes, forecaster.threads)
+                missing_now = forecaster.decoder.is_missing(here[-1])
+                turn.map(partial(forecaster.encoder.mask, missing=missing_now), np.array_split(codes, turn.threads))
+            written = write_block(draft, block.window, codes, turn)
     missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
     return BlockResult(block.index, run, reused, missing, written, watch.seconds(), spans=watch.spans)
 
 
 def infer_block(
-    raw: Raw, seen: Window, block: Block, forecaster: Forecaster, codes: NDArray[Any], watch: Stopwatch
+    raw: Raw,
+    seen: Window,
+    block: Block,
+    forecaster: Forecaster,
+    codes: NDArray[Any],
+    watch: Stopwatch,
+    turn: Turn = ALONE,
 ) -> tuple[int, int]:
     """Fills the packed codes (lead, y, x) of a block; tiles run, and tiles reused.
 
     Args:
         raw: (frame, y, x) codes as stored, of the window `seen`.
+        turn: of the block with the team that does its parts.
     """
     tiles, step = forecaster.tiling.tiles(block), forecaster.batch
-    canvas = _canvas(block, forecaster, codes)
+    canvas = _canvas(block, forecaster, codes, turn)
     with forecaster.buffers.borrow(raw.shape, forecaster.dtype) as space:
-        work = _Inference(raw, seen, forecaster, space, watch)
+        work = _Inference(raw, seen, forecaster, space, watch, turn)
         run = sum(work.add(tiles[at : at + step], canvas) for at in range(0, len(tiles), step))
     with watch("pack"):
         canvas.finish()
     return run, len(tiles) - run
 
 
-def _canvas(block: Block, forecaster: Forecaster, codes: NDArray[Any]) -> Canvas:
+def _canvas(block: Block, forecaster: Forecaster, codes: NDArray[Any], turn: Turn) -> Canvas:
     if forecaster.tiling.mode == "feather":
-        return FeatherCanvas(block, forecaster.encoder, codes, forecaster.tiling)
-    return CropCanvas(block, forecaster.encoder, codes, forecaster.threads)
+        return FeatherCanvas(block, forecaster.encoder, codes, forecaster.tiling, turn)
+    return CropCanvas(block, forecaster.encoder, codes, turn)
+
+
+def _decode(raw: Raw, decoder: Decoder, space: NDArray[Any], turn: Turn) -> NDArray[Any]:
+    """The frames in model space, in `space`."""
+    turn.map(decoder.decode, raw, space)
+    return space
 
 
 class _TooManyError(Exception):
@@ -171,9 +186,11 @@ class _Inference:
             if one must be run.
     """
 
-    def __init__(self, raw: Raw, seen: Window, forecaster: Forecaster, space: NDArray[Any], watch: Stopwatch) -> None:
+    def __init__(
+        self, raw: Raw, seen: Window, forecaster: Forecaster, space: NDArray[Any], watch: Stopwatch, turn: Turn
+    ) -> None:
         self._raw, self._seen, self._forecaster, self._watch = raw, seen, forecaster, watch
-        self._decoded = cache(lambda: forecaster.decoder.decode(raw, space))
+        self._decoded = cache(lambda: _decode(raw, forecaster.decoder, space, turn))
 
     def add(self, tiles: Sequence[Tile], canvas: Canvas) -> int:
         """Adds tiles to the canvas, in their order, fewer at once if memory is short; how many had to be run."""

@@ -5,6 +5,7 @@ length (uint64) of every chunk, all ones for a chunk of nothing but fill, then t
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import google_crc32c
@@ -13,6 +14,7 @@ from numcodecs import Blosc, blosc
 from numpy.typing import NDArray
 
 from pipelines.layout import Layout
+from pipelines.team import ALONE, Turn
 
 _BLOSC = Blosc("lz4", clevel=9, shuffle=Blosc.SHUFFLE)  # docs/decisions/020-blosc.md
 blosc.use_threads = False  # each call in the thread that asks, as zarr has it too; else calls wait for one another
@@ -35,15 +37,17 @@ def shard_codecs(layout: Layout) -> list[dict[str, Any]]:
     return [{"name": "sharding_indexed", "configuration": configuration}]
 
 
-def encode_shard(codes: NDArray[Any], layout: Layout) -> bytes:
-    """The stored object of one shard.
+def encode_shard(codes: NDArray[Any], layout: Layout, turn: Turn = ALONE) -> list[bytes]:
+    """The stored object of one shard, in pieces to be written one after the other.
 
     Args:
         codes: (lead, y, x) packed codes; smaller than the shard at the far edges of the grid, where the
             rest is filled. Chunks of nothing but fill take no room.
+        turn: with the team that encodes the fields.
     """
-    chunks = _chunks(np.asarray(codes, dtype=np.dtype(layout.dtype).newbyteorder("<")), layout)
-    return _assemble([_encode_chunk(chunk, layout.fill_value) for chunk in chunks])
+    fields = np.asarray(codes, dtype=np.dtype(layout.dtype).newbyteorder("<"))
+    encoded = turn.map(partial(_encode_field, layout=layout), fields)
+    return _assemble([chunk for chunks in encoded for chunk in chunks])
 
 
 def shard_fault(data: bytes, layout: Layout) -> str | None:
@@ -61,20 +65,25 @@ def shard_fault(data: bytes, layout: Layout) -> str | None:
             continue
         if offset + length > end or length < _CRC_BYTES:
             return f"chunk {number} at {offset}+{length} lies outside its {end} bytes"
-        if not _crc_matches(data[offset : offset + length]):
+        stop = offset + length - _CRC_BYTES
+        if _crc(data[offset:stop]) != data[stop : stop + _CRC_BYTES]:
             return f"the crc32c of chunk {number} does not match"
     return None
 
 
-def _chunks(codes: NDArray[Any], layout: Layout) -> Iterator[NDArray[Any] | None]:
-    """The chunks of a shard in C order, each contiguous and of full size; None = wholly off the grid."""
+def _encode_field(field: NDArray[Any], layout: Layout) -> list[bytes | None]:
+    """The encoded chunks of one field (y, x) of a shard; None = nothing but fill."""
+    return [_encode_chunk(chunk, layout.fill_value) for chunk in _chunks(field, layout)]
+
+
+def _chunks(field: NDArray[Any], layout: Layout) -> Iterator[NDArray[Any] | None]:
+    """The chunks of a field in C order, each contiguous and of full size; None = wholly off the grid."""
     _, height, width = layout.chunk
     _, rows, columns = layout.chunks_per_shard
-    for field in codes:
-        for row in range(rows):
-            for column in range(columns):
-                part = field[row * height : (row + 1) * height, column * width : (column + 1) * width]
-                yield _padded(part, (height, width), layout.fill_value)
+    for row in range(rows):
+        for column in range(columns):
+            part = field[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            yield _padded(part, (height, width), layout.fill_value)
 
 
 def _padded(part: NDArray[Any], shape: tuple[int, int], fill: int) -> NDArray[Any] | None:
@@ -94,7 +103,7 @@ def _encode_chunk(chunk: NDArray[Any] | None, fill: int) -> bytes | None:
     return data + _crc(data)
 
 
-def _assemble(chunks: list[bytes | None]) -> bytes:
+def _assemble(chunks: list[bytes | None]) -> list[bytes]:
     index = np.full((len(chunks), 2), _ABSENT, dtype="<u8")
     offset = 0
     for number, chunk in enumerate(chunks):
@@ -102,7 +111,7 @@ def _assemble(chunks: list[bytes | None]) -> bytes:
             index[number] = offset, len(chunk)
             offset += len(chunk)
     tail = index.tobytes()
-    return b"".join([*(c for c in chunks if c is not None), tail, _crc(tail)])
+    return [*(chunk for chunk in chunks if chunk is not None), tail, _crc(tail)]
 
 
 def _crc(data: bytes) -> bytes:

@@ -49,6 +49,7 @@ from pipelines.files import (
 from pipelines.grid import Grid, Window
 from pipelines.layout import Layout, choose_layout
 from pipelines.shard import encode_shard, shard_fault
+from pipelines.team import ALONE, Turn
 from pipelines.threads import map_on
 
 __all__ = [
@@ -56,7 +57,7 @@ __all__ = [
     "point_latest", "publish", "store_template", "sweep", "write_block",
 ]  # fmt: skip
 
-_TOGETHER = 4  # shards that are checked at the same time
+_TOGETHER = min(16, os.cpu_count() or 1)  # shards that are checked at the same time
 _NAMED = 8  # shards or files that a message names before it only counts
 
 
@@ -138,13 +139,13 @@ def describe(draft: Draft, template: StoreTemplate, provenance: Provenance) -> N
         sync_folders(folders_of(draft.store))
 
 
-def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int = 1) -> int:
+def write_block(draft: Draft, window: Window, codes: NDArray[Any], turn: Turn = ALONE) -> int:
     """Writes the shards of one block and returns their bytes; safe to repeat, also at the same time.
 
     Args:
         window: the cells of the block: whole shards, or up to the end of the grid.
         codes: (lead, y, x) packed codes; missing cells hold the fill value. Not changed.
-        threads: shards that are encoded and written at the same time.
+        turn: of the block with the team that encodes its shards.
 
     Raises:
         OutputError: the block cuts a shard, `codes` do not fit it, or the disk refuses.
@@ -158,7 +159,8 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any], threads: int 
             f"expected {layout.dtype} of {expected}"
         )
     parts = [codes[:, *layout.shard_window(*shard).within(window).slices] for shard in shards]
-    return sum(map_on(threads, partial(_write_shard, draft), shards, parts))
+    at_once = min(len(shards), turn.threads)
+    return sum(map_on(at_once, partial(_write_shard, draft, turn), shards, parts))
 
 
 def publish(
@@ -231,11 +233,11 @@ def point_latest(root: str, product: str) -> None:
         sync_folder(folder)
 
 
-def _write_shard(draft: Draft, shard: tuple[int, int], codes: NDArray[Any]) -> int:
-    data = encode_shard(codes, draft.layout)
+def _write_shard(draft: Draft, turn: Turn, shard: tuple[int, int], codes: NDArray[Any]) -> int:
+    pieces = encode_shard(codes, draft.layout, turn)
     with output_errors(Path(draft.staging)):
-        replace_file(draft.store / draft.layout.shard_key(*shard), data, _part(draft))
-    return len(data)
+        replace_file(draft.store / draft.layout.shard_key(*shard), _part(draft), *pieces)
+    return sum(map(len, pieces))
 
 
 def _make_room(draft: Draft) -> None:
@@ -285,7 +287,7 @@ def _fault(path: Path, layout: Layout) -> str | None:
 def _record_outcome(draft: Draft, outcome: Mapping[str, Attribute]) -> None:
     path = draft.store / "zarr.json"
     attributes = {f"squall_{name}": value for name, value in outcome.items()}
-    replace_file(path, add_attributes(path.read_bytes(), attributes), _part(draft))
+    replace_file(path, _part(draft), add_attributes(path.read_bytes(), attributes))
 
 
 def _claim(draft: Draft, replace: bool) -> PublishedCycle:

@@ -37,7 +37,11 @@ def map_on(threads: int, function: Callable[..., T], *arguments: Iterable[Any]) 
     if threads == 1:
         return [function(*row) for row in rows]
     pool = _HELPERS.pool(threads)
-    futures = [pool.submit(function, *row) for row in rows]
+    return results_of([pool.submit(function, *row) for row in rows])
+
+
+def results_of(futures: Sequence[Future[T]]) -> list[T]:
+    """The results of all, or the error of one; then none runs any more, and what has not begun is cancelled."""
     try:
         wait(futures, return_when=FIRST_EXCEPTION)
     finally:

@@ -22,6 +22,7 @@ from pipelines.reuse import Reuse
 from pipelines.run import Forecaster, infer_block
 from pipelines.source import Part, cut
 from pipelines.spans import Stopwatch
+from pipelines.team import Team
 from pipelines.tiling import Tiling, round_up
 from pipelines.transform import Decoder, Encoder
 
@@ -66,7 +67,7 @@ def forecast(frames, forecaster: Forecaster, tiling: Tiling, batch: int = 1) -> 
     for block in tiling.blocks():
         seen = tiling.reads(block)
         raw = cut([whole], seen, MISSING)
-        infer_block(raw, seen, block, forecaster, codes[:, *block.window.slices], Stopwatch())
+        infer_block(raw, seen, block, forecaster, codes[:, *block.window.slices], Stopwatch(), forecaster.team.turn())
     return codes
 
 
@@ -105,7 +106,7 @@ def test_threads_that_pack_do_not_change_a_bit(whole, threads):
     forecaster, radius, stride = whole
     grid = (6 * stride + radius, 5 * stride + radius)
     frames, tiling = frames_of(grid, 1), whole_frame(grid, stride)
-    several = forecast(frames, replace(forecaster, threads=threads), tiling)
+    several = forecast(frames, replace(forecaster, team=Team(threads)), tiling)
     np.testing.assert_array_equal(several, forecast(frames, forecaster, tiling))
 
 

@@ -41,9 +41,8 @@ def finish(tiling: Tiling, crew: Crew) -> float:
     infer = work * PACE.infer
     cells = math.prod(min(b, g) for b, g in zip(tiling.block, tiling.grid, strict=True))
     cores = crew.cores // workers or 1
-    in_flight = min(cores, rounds)
-    last = cells * PACE.host * (0.3 + 0.7 / (cores // in_flight))
-    return infer + last + (rounds - 1) * max(infer * crew.per_gpu, cells * PACE.host / cores)
+    first = cells * PACE.host * (0.3 + 0.7 / cores)
+    return infer + first + (rounds - 1) * max(infer * crew.per_gpu, cells * PACE.host / cores)
 
 
 def every_cut(grid, shard, needs):
@@ -211,8 +210,8 @@ def test_where_the_gpu_takes_all_of_the_time_padded_work_decides():
 
 
 def test_the_user_says_how_many_blocks_are_in_flight():
-    assert Crew(1, shared=False, cores=16, in_flight=4).flight(28) == Flight(4, 4)
-    assert Crew(2, shared=True, cores=2, in_flight=3).flight(28) == Flight(3, 1)
+    assert Crew(1, shared=False, cores=16, in_flight=4).flight(28) == Flight(4, 4, 16)
+    assert Crew(2, shared=True, cores=2, in_flight=3).flight(28) == Flight(3, 1, 1)
 
 
 @given(blocks=st.integers(1, 60), workers=st.integers(1, 8), cores=st.integers(1, 128), shared=st.booleans())
@@ -221,4 +220,5 @@ def test_no_more_threads_are_under_way_than_there_are_cores(blocks, workers, cor
     assert flight.blocks >= 1
     assert flight.threads >= 1
     busy = min(workers, blocks)
-    assert flight.blocks * flight.threads <= max(1, cores // busy)
+    assert flight.team == max(1, cores // busy)
+    assert flight.blocks * flight.threads <= flight.team

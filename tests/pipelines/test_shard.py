@@ -56,7 +56,7 @@ def write_shards(folder: Path, layout: Layout, codes: np.ndarray) -> None:
     for shard in layout.shards:
         path = folder / layout.shard_key(*shard)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_shard(codes[:, *layout.shard_window(*shard).slices], layout))
+        path.write_bytes(b"".join(encode_shard(codes[:, *layout.shard_window(*shard).slices], layout)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -97,11 +97,11 @@ LAYOUT = Layout("rain", (2, 12, 12), (2, 8, 8), (1, 4, 4), "int16", 0.01, 0.0, -
 
 
 def shard() -> bytes:
-    return encode_shard(np.arange(2 * 8 * 8, dtype="int16").reshape(2, 8, 8), LAYOUT)
+    return b"".join(encode_shard(np.arange(2 * 8 * 8, dtype="int16").reshape(2, 8, 8), LAYOUT))
 
 
 def test_a_shard_of_nothing_but_fill_is_an_index_alone():
-    data = encode_shard(np.full((2, 8, 8), -32768, "int16"), LAYOUT)
+    data = b"".join(encode_shard(np.full((2, 8, 8), -32768, "int16"), LAYOUT))
     assert len(data) == 8 * 16 + 4
     assert shard_fault(data, LAYOUT) is None
 
@@ -144,4 +144,4 @@ def test_an_index_that_points_outside_is_found():
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_memory_order_of_the_codes_does_not_matter(order):
     codes = np.asarray(np.arange(2 * 8 * 8, dtype="int16").reshape(2, 8, 8), order=order)
-    assert encode_shard(codes, LAYOUT) == shard()
+    assert b"".join(encode_shard(codes, LAYOUT)) == shard()

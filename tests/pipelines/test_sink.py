@@ -25,6 +25,7 @@ from pipelines.cycles import LATEST, find_cycle, latest_cycle, list_cycles
 from pipelines.errors import AlreadyPublishedError, ConfigError, IncompleteError, OutputError
 from pipelines.grid import Window
 from pipelines.sink import abort, expire, open_draft, publish, sweep, write_block
+from pipelines.team import Team
 
 TIME = "2016-09-28T15:30"
 
@@ -69,7 +70,7 @@ def test_the_order_and_cut_of_blocks_do_not_change_the_bytes(shelf, tmp_path):
     other = shelf.but(root=str(tmp_path / "other"))
     draft = other.draft(TIME)
     for window in (Window(12, 20, 0, 13), Window(0, 12, 8, 13), Window(0, 12, 0, 8), Window(0, 12, 0, 13)):
-        write_block(draft, window, shelf.codes()[:, *window.slices], threads=3)
+        write_block(draft, window, shelf.codes()[:, *window.slices], Team(3).turn())
     assert contents(publish(draft).path) == contents(shelf.publish(TIME).path)
 
 
