@@ -41,7 +41,7 @@ def _between(knots: NDArray[np.float32], spacing: int, shape: tuple[int, int]) -
 
 
 def write_wet(path: Path, shape: tuple[int, int], frames: int, step_minutes: int) -> Path:
-    """A new store like that of MRMS, a shard a frame and chunks of 1024 x 1024, with rain in every cell that moves east."""
+    """A new store cut as that of MRMS, a shard a frame and chunks of 1024 x 1024; rain in every cell, moving east."""
     times = START + np.arange(frames) * np.timedelta64(step_minutes, "m")
     axes = {
         axis: (axis, cells * 1000.0, {"units": "m", "standard_name": f"projection_{axis}_coordinate"})

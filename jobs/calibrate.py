@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engines import cuda
@@ -33,14 +34,14 @@ def calibrate(file: Path, overrides: Sequence[str]) -> Pace:
 
 
 def measure_pace(prepared: Prepared) -> Pace:
-    """Makes blocks of the newest cycle in this process, one after the other, and throws them away.
+    """Makes blocks of the newest cycle in this thread, one after the other, and throws them away.
 
     Raises:
         InputError: the frames cannot be read, or the blocks need no inference (all dry or missing).
         EngineError: the engine cannot be had.
     """
     cycle = find_inputs(prepared.source, prepared.product)
-    tiling, worker = prepared.plan.tiling, Worker(prepared.setup)
+    tiling, worker = prepared.plan.tiling, Worker(replace(prepared.setup, team=1))
     blocks = tiling.blocks()[:BLOCKS]
     with tempfile.TemporaryDirectory(prefix="squall-pace-") as folder:
         draft = make_draft(folder, prepared.product.name, cycle.reference_time, prepared.layout)

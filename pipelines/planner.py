@@ -12,6 +12,7 @@ from pipelines.errors import ConfigError
 from pipelines.product import TilingSpec
 from pipelines.tiling import Shape, Tiling, round_up
 
+FULL_CELLS = 1 << 20  # of a batch, from which on a GPU takes no less time for each cell; benchmarks/RESULTS.md
 _ALONE = 0.3  # of the host's work on a block, what one thread does: reading and decoding
 
 
@@ -111,7 +112,7 @@ def make_plan(
     tilings = list(_candidates(grid, shard, halo, needs, spec))
     if not tilings:
         raise ConfigError(_no_tile(grid, halo, needs, spec))
-    batch = _batch(needs, spec)
+    batch = _least_batch(needs, spec)
     fitting = [t for t in tilings if batch * _memory(t, needs) <= spec.memory]
     if not fitting:
         least = batch * min(_memory(t, needs) for t in tilings)
@@ -120,11 +121,13 @@ def make_plan(
             f"{spec.memory / 1e9:.2f} GB"
         )
     best = min(fitting, key=lambda t: (_cost(t, crew, pace), len(t.blocks()), -t.tile[0] * t.tile[1]))
+    if spec.batch == "auto" and needs.batch is None and not crew.shared:
+        batch = _full_batch(best, spec.memory // _memory(best, needs))
     memory = batch * _memory(best, needs)
     return Plan(best, batch, memory, _reason(best, memory, len(tilings), len(fitting), spec, crew))
 
 
-def _batch(needs: Needs, spec: TilingSpec) -> int:
+def _least_batch(needs: Needs, spec: TilingSpec) -> int:
     batch = 1 if spec.batch == "auto" else spec.batch
     if needs.batch is not None and not needs.batch == batch == 1:  # the last batch of a block may be smaller
         raise ConfigError(
@@ -132,6 +135,12 @@ def _batch(needs: Needs, spec: TilingSpec) -> int:
             "dynamic batch axis, or with a batch of 1 and use auto"
         )
     return batch
+
+
+def _full_batch(tiling: Tiling, most: int) -> int:
+    """So many tiles that a GPU is full: those of one block at most, and no more than there is memory for."""
+    tiles = len(tiling.tiles(tiling.blocks()[0]))
+    return max(1, min(tiles, most, FULL_CELLS // (tiling.tile[0] * tiling.tile[1])))
 
 
 def _halo(needs: Needs, spec: TilingSpec) -> int:

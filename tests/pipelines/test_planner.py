@@ -209,6 +209,35 @@ def test_where_the_gpu_takes_all_of_the_time_padded_work_decides():
     assert plan.tiling.tile == plan.tiling.frame
 
 
+@pytest.mark.parametrize(
+    ("tile", "memory", "crew", "batch"),
+    [
+        ((256, 256), "64GB", Crew(1, shared=False, cores=16), 16),
+        ((256, 256), "64GB", Crew(1, shared=True, cores=16), 1),
+        ((256, 256), "200MB", Crew(1, shared=False, cores=16), 7),  # of 26 MB each
+        ((512, 512), "64GB", Crew(1, shared=False, cores=16), 4),
+        ((1312, 1312), "64GB", Crew(1, shared=False, cores=16), 1),  # alone more than a GPU needs
+        ("auto", "64GB", Crew(1, shared=False, cores=16), 1),
+    ],
+)
+def test_beside_a_gpu_small_tiles_are_run_together(tile, memory, crew, batch):
+    needs = Needs(radius=8, stride=16, bytes_per_cell=400.0)
+    plan = make_plan(MRMS, (1024, 1024), needs, spec(memory=memory, tile=tile), crew)
+    assert plan.batch == batch
+    assert plan.memory_bytes == batch * memory_of(plan.tiling, needs)
+
+
+def test_a_batch_is_never_more_than_the_tiles_of_a_block():
+    needs = Needs(radius=0, stride=8, bytes_per_cell=400.0)
+    plan = make_plan((64, 64), (64, 64), needs, spec(tile=(32, 32)), Crew(1, shared=False, cores=16))
+    assert plan.batch == 4
+
+
+def test_a_model_of_one_batch_keeps_it():
+    needs = Needs(radius=8, stride=16, bytes_per_cell=400.0, batch=1)
+    assert make_plan(MRMS, (1024, 1024), needs, spec(tile=(256, 256)), Crew(1, shared=False, cores=16)).batch == 1
+
+
 def test_the_user_says_how_many_blocks_are_in_flight():
     assert Crew(1, shared=False, cores=16, in_flight=4).flight(28) == Flight(4, 4, 16)
     assert Crew(2, shared=True, cores=2, in_flight=3).flight(28) == Flight(3, 1, 1)
