@@ -16,6 +16,7 @@ from pipelines.source import Cycle, Part, Source
 from pipelines.spans import Stopwatch
 from pipelines.tiling import Tiling
 
+AT_ONCE = 8  # parts that are read at the same time, or a few more
 _OFTEN = 2  # times that workers would decode a chunk on average, from which on it is decoded for all of them
 
 
@@ -48,7 +49,7 @@ def share_frames(
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
     if at_once:
         shared = ray.put(source)
-        return SharedFrames({strip: _known(_read.remote(shared, cycle, strip)) for strip in source.strips})
+        return SharedFrames({strip: _known(_read.remote(shared, cycle, strip)) for strip in source.parts(AT_ONCE)})
     return SharedFrames({strip: side.submit(_put, source, cycle, strip, watch) for strip in source.strips})
 
 

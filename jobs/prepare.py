@@ -146,7 +146,7 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
             batch_spec((plan.batch, model.frames, *plan.tiling.tile), loaded.graph.precision),
             "tensorrt" if resources.gpus else "onnxruntime",
             threads=flight.threads,
-            lanes=min(flight.blocks, MOST_LANES),
+            lanes=min(flight.blocks, flight.team + 1, MOST_LANES),
         ),
         tiling=plan.tiling,
         decoder=replace(make_decoder(source.encoding, product.input, model), block_cells=cells),
@@ -156,7 +156,7 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
         mask_from_input=model.coverage == "input",
         blocks_in_flight=min(flight.blocks, GROUPS_IN_FLIGHT) if whole_cycles else flight.blocks,
         workers_per_gpu=crew.per_gpu,
-        team=flight.team,
+        team=max(1, flight.team // flight.blocks) if whole_cycles else flight.team,
     )
     return Prepared(
         product,

@@ -51,7 +51,8 @@ class Crew:
 
     Attributes:
         cores: of all workers together; beside GPUs they do everything but infer.
-        in_flight: blocks that each has under way at the same time; None = one on a CPU, one a core beside GPUs.
+        in_flight: blocks that each has under way at the same time; None = one on a CPU, two a core
+            beside GPUs: while the disk takes one, the cores work on the other.
         per_gpu: workers that share a GPU.
     """
 
@@ -65,7 +66,7 @@ class Crew:
         """How many of so many blocks each worker has in flight, and the threads for them."""
         workers = max(1, min(self.workers, blocks))
         cores = max(1, self.cores // workers)
-        usual = 1 if self.shared else cores
+        usual = 1 if self.shared else 2 * cores
         in_flight = min(self.in_flight or usual, -(-blocks // workers))
         return Flight(in_flight, max(1, cores // in_flight), cores)
 

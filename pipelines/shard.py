@@ -6,7 +6,8 @@ length (uint64) of every chunk, all ones for a chunk of nothing but fill, then t
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from io import SEEK_END
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -50,25 +51,33 @@ def encode_shard(codes: NDArray[Any], layout: Layout, turn: Turn = ALONE) -> lis
     return _assemble([chunk for chunks in encoded for chunk in chunks])
 
 
-def shard_fault(data: bytes, layout: Layout) -> str | None:
-    """What is wrong with a stored shard, or None if its index and all its chunks match their crc32c."""
+def shard_fault(file: BinaryIO, layout: Layout) -> str | None:
+    """What is wrong with a stored shard, or None if its index and all its chunks match their crc32c.
+
+    Only one chunk of it is in memory at a time.
+    """
     count = int(np.prod(layout.chunks_per_shard))
     index_bytes = 16 * count
-    if len(data) < index_bytes + _CRC_BYTES:
-        return f"{len(data)} bytes, fewer than the {index_bytes + _CRC_BYTES} of its index"
-    end = len(data) - index_bytes - _CRC_BYTES
-    if not _crc_matches(data[end:]):
+    end = file.seek(0, SEEK_END) - index_bytes - _CRC_BYTES
+    if end < 0:
+        return f"{file.tell()} bytes, fewer than the {index_bytes + _CRC_BYTES} of its index"
+    tail = _read(file, end, index_bytes + _CRC_BYTES)
+    if not _crc_matches(tail):
         return "the crc32c of its index does not match"
-    index = np.frombuffer(data[end:-_CRC_BYTES], dtype="<u8").reshape(count, 2)
+    index = np.frombuffer(tail[:-_CRC_BYTES], dtype="<u8").reshape(count, 2)
     for number, (offset, length) in enumerate(index.tolist()):
         if offset == length == _ABSENT:
             continue
         if offset + length > end or length < _CRC_BYTES:
             return f"chunk {number} at {offset}+{length} lies outside its {end} bytes"
-        stop = offset + length - _CRC_BYTES
-        if _crc(data[offset:stop]) != data[stop : stop + _CRC_BYTES]:
+        if not _crc_matches(_read(file, offset, length)):
             return f"the crc32c of chunk {number} does not match"
     return None
+
+
+def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
 
 
 def _encode_field(field: NDArray[Any], layout: Layout) -> list[bytes | None]:

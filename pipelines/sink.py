@@ -279,7 +279,8 @@ def _refuse_incomplete(draft: Draft) -> None:
 
 def _fault(path: Path, layout: Layout) -> str | None:
     try:
-        return shard_fault(path.read_bytes(), layout)
+        with path.open("rb") as file:
+            return shard_fault(file, layout)
     except FileNotFoundError:
         return "missing"
 

@@ -84,6 +84,17 @@ class Source:
         height, width = self.grid.shape
         return tuple(Window(y, min(y + self.chunks[1], height), 0, width) for y in range(0, height, self.chunks[1]))
 
+    def parts(self, most: int) -> tuple[Window, ...]:
+        """The strips, cut into columns of whole chunks if they are fewer than `most`; about so many in all."""
+        (_, _, width), (_, columns) = self.chunks, self.grid.shape
+        pieces = max(1, most // len(self.strips))
+        step = max(1, ceil(ceil(columns / width) / pieces)) * width
+        return tuple(
+            Window(strip.y0, strip.y1, x, min(x + step, columns))
+            for strip in self.strips
+            for x in range(0, columns, step)
+        )
+
     def count_chunks(self, window: Window) -> int:
         """Chunks of a frame that reading a window decodes."""
         inside, (_, height, width) = window.clip(self.grid.window), self.chunks

@@ -64,7 +64,7 @@ def test_every_layout_reads_the_same(frames, tmp_path, options):
 @settings(max_examples=30)
 def test_any_window_of_the_strips_that_it_meets_is_what_a_read_gives(frames_once, data):
     source, cycle, whole = frames_once
-    strips = data.draw(st.sampled_from([source.strips, (source.grid.window,)]))
+    strips = data.draw(st.sampled_from([source.strips, source.parts(8), source.parts(99), (source.grid.window,)]))
     y0, x0 = data.draw(st.integers(-40, 40)), data.draw(st.integers(-50, 50))
     window = Window(y0, y0 + data.draw(st.integers(0, 40)), x0, x0 + data.draw(st.integers(0, 50)))
     expected = wanted(whole, range(3), window)
@@ -189,9 +189,18 @@ def test_strips_are_rows_of_chunks_and_cover_the_grid(frames_once):
     assert sum(source.count_chunks(strip) for strip in source.strips) == source.count_chunks(source.grid.window)
 
 
+@given(most=st.integers(1, 40))
+def test_parts_are_whole_chunks_and_cover_the_grid(frames_once, most):
+    source, _, _ = frames_once
+    parts = source.parts(most)
+    assert sum(source.count_chunks(part) for part in parts) == source.count_chunks(source.grid.window)
+    assert sum(part.cells for part in parts) == source.grid.window.cells
+    assert len(source.strips) <= len(parts) <= max(most, len(source.strips))
+
+
 def test_frames_of_one_chunk_are_one_strip(frames, tmp_path):
     source = open_source(frames.product(frames.write(tmp_path / "radar.zarr")).input)
-    assert source.strips == (source.grid.window,)
+    assert source.strips == source.parts(8) == (source.grid.window,)
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
