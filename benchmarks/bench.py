@@ -1,6 +1,5 @@
 """The place of one run of the benchmark, and what its sections share: cases, engines, and what engines take alone."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from benchmarks.cycle import Store
 from benchmarks.floor import Bare, measure_bare, measure_link, stack
 from benchmarks.ours import tensors, usable_times
 from engines import cuda
+from engines.cores import usable_cores
 from engines.supply import Supplied
 from engines.zoo import UnetSpec
 from jobs.engine import open_engine
@@ -61,7 +61,7 @@ class Bench:
 
     @property
     def cores(self) -> int:
-        return os.cpu_count() or 1
+        return usable_cores()
 
     def store(self, grid: str) -> Store:
         """The frames of a grid."""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from engines.cores import usable_cores
+
 START_SECONDS, GONE_SECONDS = 60, 10
 OBJECT_STORE_BYTES = 10**9
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -72,7 +74,7 @@ def _command(port: int, folder: str) -> list[str]:
     return [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1",
         f"--port={port}", f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
-        "--include-dashboard=false", f"--num-cpus={os.cpu_count()}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--include-dashboard=false", f"--num-cpus={usable_cores()}", f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={folder}",
     ]  # fmt: skip
 

@@ -32,6 +32,7 @@ import yaml
 from benchmarks.contender import Contender
 from benchmarks.ours import usable_times
 from benchmarks.peers import PEERS, Task
+from engines.cores import usable_cores
 from jobs.pool import Resources
 from jobs.prepare import Prepared, load, prepare
 from pipelines.source import find_inputs
@@ -115,7 +116,7 @@ def make_case(folder: Path, model: str, store: Store) -> Prepared:
     file.write_text(yaml.safe_dump(product))
     shutil.copytree(load(file, []).package.onnx_path.parent, folder / "model")
     file.write_text(yaml.safe_dump(product | {"model": {"package": "model"}}))
-    prepared = prepare(load(file, []), Resources(0, os.cpu_count() or 1))
+    prepared = prepare(load(file, []), Resources(0, usable_cores()))
     make_task(prepared, folder).save(folder / "task.json")
     return prepared
 
@@ -143,7 +144,7 @@ def make_task(prepared: Prepared, folder: Path) -> Task:
         halo=tiling.halo,
         stride=tiling.stride,
         chunk=tuple(chunk_edge(c, g, k) for c, g, k in zip(core, tiling.grid, layout.chunk[1:], strict=True)),
-        cores=os.cpu_count() or 1,
+        cores=usable_cores(),
     )
 
 
@@ -258,7 +259,7 @@ def header(arguments: argparse.Namespace) -> list[str]:
     data = "real frames (FMI 2016-09-28, MRMS 2019-06-10)" if arguments.data else "storms of the same sizes"
     rounds, warm = arguments.rounds, arguments.rounds * arguments.repeats
     return [
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({processor()}), Python {platform.python_version()}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {usable_cores()} cores ({processor()}), Python {platform.python_version()}, "
         f"{versions}. Input: {data}. Cold: median of {rounds} cycles; warm: median of {warm}.",
         "",
         "| case | by | cold s | warm s | efficiency | cold / squall | warm / squall | GB worst / tree | MB | objects |",

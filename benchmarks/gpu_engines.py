@@ -27,6 +27,7 @@ import numpy as np
 
 from engines.base import EngineError
 from engines.cache import EngineCache
+from engines.cores import usable_cores
 from engines.environment import describe_environment
 from engines.model import ModelPackage, load_package
 from engines.ort import OrtEngine
@@ -126,7 +127,7 @@ def engines(bench: Bench) -> Iterator[str]:
         package = load_package(write_package(zoo, bench.home / name.replace(" ", "-")))
         setting = find_setting(package, Purpose(tile=tile))
         cases = setting.gather_cases(None, True)
-        reference = Remembered(OrtEngine(package.onnx_path, os.cpu_count() or 1))
+        reference = Remembered(OrtEngine(package.onnx_path, usable_cores()))
         for precision in precisions:
             model = type_model(package, Precision.parse(precision), bench.home / "graphs", cases.inputs)
             spec = bench.spec(setting.shape, precision)

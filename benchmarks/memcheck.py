@@ -21,6 +21,7 @@ from benchmarks.codes import compare, open_published
 from benchmarks.cycle import Store
 from benchmarks.sections.exact import forecast_plainly
 from engines import cuda
+from engines.cores import usable_cores
 from engines.zoo import UnetSpec
 from jobs.make import CycleReport, Filled, describe_cycle, make_cycle
 from jobs.outfit import Outfit, open_outfit
@@ -50,7 +51,7 @@ def prepare_storms(home: Path, gpus: int) -> Prepared:
         write_storms(frames, GRID, SPEC.frames)
     store = Store(frames, "precip_rate", "none", 5)
     file = write_product(home / "product", store, SPEC, SETTINGS, "half" if gpus else "float32")
-    return prepare(load(file, []), Resources(min(1, gpus), os.cpu_count() or 1))
+    return prepare(load(file, []), Resources(min(1, gpus), usable_cores()))
 
 
 @contextmanager

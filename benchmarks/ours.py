@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.cores import usable_cores
 from engines.ort import OrtEngine
 from jobs.backfill import run_backfill
 from jobs.cycle import run_cycle
@@ -149,7 +150,7 @@ class Bare:
 
 def bare(folder: Path) -> Start:
     """The limit of what squall can reach on the tiles that it has to run."""
-    prepared = prepare(load(folder / "product.yaml", []), Resources(0, multiprocessing.cpu_count()))
+    prepared = prepare(load(folder / "product.yaml", []), Resources(0, usable_cores()))
     times = usable_times(prepared)
     cycles = [find_inputs(prepared.source, prepared.product, time) for time in times]
     engine = Bare(prepared, prepared.plan.tiling.tile_count, len(cycles[0].frame_times))

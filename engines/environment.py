@@ -1,6 +1,5 @@
 """What machine and what releases a figure was measured on; nothing that names a host or a person."""
 
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import psutil
 
 from engines import cuda
 from engines.base import EngineError
+from engines.cores import usable_cores
 from engines.cuda import Gpu
 from engines.trt.surface import load_surface
 
@@ -69,7 +69,7 @@ def describe_environment(device: int = 0) -> Environment:
         date=f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}",
         cpu=_cpu(),
         cores=psutil.cpu_count(logical=False),
-        threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=usable_cores(),
         memory_bytes=int(psutil.virtual_memory().total),
         system=_system(),
         python=platform.python_version(),

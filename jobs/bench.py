@@ -1,6 +1,5 @@
 """The bench on engines of a package: the model as it was, in ONNX Runtime, beside the engines that were made of it."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from engines.bench import Effort, Progress, Subject, bench, noise
 from engines.bench_page import summarize, write_report
 from engines.bench_report import Batch
+from engines.cores import usable_cores
 from engines.ort import OrtEngine
 from engines.precision import Precision
 from engines.spec import Shape
@@ -39,7 +39,7 @@ def measure(
         cases: what the engines run on, where they are as large as a tile; else it is noise.
     """
     package = setting.package
-    subjects = [Subject("the model in ONNX Runtime", lambda: OrtEngine(package.onnx_path, os.cpu_count() or 1))]
+    subjects = [Subject("the model in ONNX Runtime", lambda: OrtEngine(package.onnx_path, usable_cores()))]
     subjects += [_subject(precision, supply) for precision in precisions]
     report = bench(
         subjects,

@@ -1,12 +1,12 @@
 """Measures the pace of a product on this machine, on blocks that are thrown away."""
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from engines import cuda
+from engines.cores import usable_cores
 from jobs.pace import keep_pace
 from jobs.pool import Resources
 from jobs.prepare import Prepared, load, prepare
@@ -28,7 +28,7 @@ def calibrate(file: Path, overrides: Sequence[str]) -> Pace:
         ConfigError, InputError, EngineError: of the product, its frames, or its engine.
     """
     loaded = load(file, overrides)
-    pace = measure_pace(prepare(loaded, Resources(cuda.device_count(), os.cpu_count() or 1)))
+    pace = measure_pace(prepare(loaded, Resources(cuda.device_count(), usable_cores())))
     keep_pace(loaded.package, pace)
     return pace
 

@@ -5,13 +5,13 @@ Runtime computes half in float32 there.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from engines.cases import Tensor
+from engines.cores import usable_cores
 from engines.gate import Infer, Rules, Verdict, read_fields, run_gate
 from engines.ort import OnnxRuntime, OrtEngine
 from engines.report import write_report
@@ -58,7 +58,7 @@ class Remembered:
 
 def open_reference(setting: Setting) -> Remembered:
     """The model in float32 in ONNX Runtime, on all cores."""
-    return Remembered(OrtEngine(setting.package.onnx_path, threads=os.cpu_count() or 1))
+    return Remembered(OrtEngine(setting.package.onnx_path, threads=usable_cores()))
 
 
 def takes_one_size(runtime: Runtime) -> bool:
@@ -104,7 +104,7 @@ def open_candidate(runtime: Runtime, supplied: Supplied, model: TypedModel, fold
     label = describe_engine(supplied)
     if isinstance(runtime, OnnxRuntime) and model.conversion.layers.half:
         graph = write_emulated(model, folder)
-        engine = OrtEngine(graph, threads=os.cpu_count() or 1)
+        engine = OrtEngine(graph, threads=usable_cores())
         return Candidate(model, engine, f"{label}; half rounded as a device rounds it")
     return Candidate(model, supplied.engine, label)
 

@@ -17,6 +17,7 @@ import ray
 from ray._private import ray_constants
 from ray.actor import ActorHandle
 
+from engines.cores import usable_cores
 from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
 from jobs.session import session_folder
 from jobs.worker import WATCH, Setup, Worker
@@ -125,7 +126,7 @@ def _local(cores: int | None) -> dict[str, Any]:
     return {
         "address": "local",
         "include_dashboard": False,
-        "num_cpus": cores or os.cpu_count(),
+        "num_cpus": cores or usable_cores(),
         "object_store_memory": _OBJECT_STORE_BYTES,
         "_node_ip_address": "127.0.0.1",
     }

@@ -1,6 +1,5 @@
 """Engines built before they are needed, here and on other kinds of GPUs of the cluster; and what the cache holds."""
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import onnx
 
 from engines.base import EngineError
+from engines.cores import usable_cores
 from engines.precision import Precision
 from engines.spec import BuildSpec
 from engines.supply import Supplied, Tell, find_runtime, supply
@@ -73,7 +73,7 @@ def _calibration(setting: Setting) -> Callable[[], CaseSet]:
 
 def build_here(model: TypedModel, spec: BuildSpec, place: str, tell: Tell) -> EngineReport:
     """The report of an engine that is in the cache of this machine now."""
-    supplied = supply(find_runtime(threads=os.cpu_count() or 1), open_cache(), model, spec, tell)
+    supplied = supply(find_runtime(threads=usable_cores()), open_cache(), model, spec, tell)
     supplied.engine.close()
     return _report(supplied, place)
 

@@ -1,7 +1,6 @@
 """From a product file to everything a cycle needs that stays the same from cycle to cycle."""
 
 import importlib.metadata
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from engines import cuda
 from engines.base import EngineError
+from engines.cores import usable_cores
 from engines.model import Contract, ModelPackage, Transform
 from engines.precision import Precision
 from engines.typed import TypedModel
@@ -264,7 +264,7 @@ class Planned:
 def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     """How the grid of a product would be cut on this machine; no Ray is started."""
     loaded = load(file, overrides)
-    prepared = prepare(loaded, Resources(cuda.device_count(), os.cpu_count() or 1))
+    prepared = prepare(loaded, Resources(cuda.device_count(), usable_cores()))
     setup = prepared.setup
     flight = Flight(setup.blocks_in_flight, setup.order.threads, setup.team)
     return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, flight, known_pace(loaded.package))

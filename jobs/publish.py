@@ -9,7 +9,6 @@ A run that was killed goes on with the first step that is not finished and ends 
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from time import monotonic
 from typing import Any, Literal, TypeVar
 
 from engines.cases import CaseError, load_cases, save_cases
+from engines.cores import usable_cores
 from engines.model import ModelPackage
 from engines.precision import CONVERTER_VERSION, Precision
 from engines.registry import Move, Registry, RegistryError, Release, open_registry
@@ -137,7 +137,7 @@ def publish(request: Request, watcher: Watcher = SILENT) -> PublishReport:
         ModelError: the model or its contract is refused, or its version stands in the registry with another model.
         PipelineError, EngineError: product, cases or engine cannot be had (names why).
     """
-    clock, runtime = _Clock(watcher), find_runtime(threads=os.cpu_count() or 1)
+    clock, runtime = _Clock(watcher), find_runtime(threads=usable_cores())
     files = find_files(request.model, request.contract)
     with open_work(cache_folder() / "publish", _digest(request, files, runtime), watcher.says) as work:
         desk = clock.time("check", lambda: _check(request, files, work, runtime, watcher.says))

@@ -1,11 +1,11 @@
 """What engines of a model package are built and judged for: the shape of its batches, and cases to try it on."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines import cuda
 from engines.base import ModelError
+from engines.cores import usable_cores
 from engines.model import ModelPackage
 from engines.ort import OrtEngine
 from engines.spec import Shape
@@ -102,7 +102,7 @@ def _open_use(file: Path, needs: ModelNeeds) -> tuple[Product, Source]:
 
 def _planned(product: Product, source: Source, tiles: Needs, pace: Pace) -> Tile:
     """The batches into which workers of this machine would cut the product's grid."""
-    _, _, plan = choose_plan(product, source, tiles, Resources(cuda.device_count(), os.cpu_count() or 1), pace)
+    _, _, plan = choose_plan(product, source, tiles, Resources(cuda.device_count(), usable_cores()), pace)
     return plan.batch, *plan.tiling.tile
 
 

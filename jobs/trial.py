@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engines.bench import Effort
+from engines.cores import usable_cores
 from engines.model import ModelPackage
 from engines.precision import Precision
 from engines.supply import Supplied, find_runtime, supply
@@ -29,7 +30,7 @@ def try_package(
     Raises:
         EngineError, PipelineError: product, cases or engine cannot be had (names why).
     """
-    setting, runtime = find_setting(package, purpose), find_runtime(threads=os.cpu_count() or 1)
+    setting, runtime = find_setting(package, purpose), find_runtime(threads=usable_cores())
     watcher.begins("cases")
     cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
     reference, verdicts = open_reference(setting), {}
@@ -55,7 +56,7 @@ def bench_package(
     Raises:
         EngineError, PipelineError: product, cases or engine cannot be had (names why).
     """
-    setting, runtime = find_setting(package, purpose), find_runtime(threads=os.cpu_count() or 1)
+    setting, runtime = find_setting(package, purpose), find_runtime(threads=usable_cores())
     watcher.begins("cases")
     cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
     watcher.begins("bench")
