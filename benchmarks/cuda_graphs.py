@@ -4,7 +4,7 @@
 
 Two engines of one file, one of them loaded with SQUALL_CUDA_GRAPHS=0. Prints, for both: what the host spends to queue
 a batch, a batch from start to end, batches in a row, batches of two threads with their copies, how many graphs there
-are, and whether the results are equal. See docs/decisions/022-cuda-graphs.md.
+are, whether the results are equal, and what a capture costs once. See docs/decisions/022-cuda-graphs.md.
 """
 
 import argparse
@@ -95,6 +95,23 @@ class Subject:
         return (time.perf_counter() - started) / times / len(self.lanes)
 
 
+def measure_captures(subject: Subject, times: int = 20) -> tuple[float, int]:
+    """Seconds that a capture takes of the host, and the most bytes of the GPU that were gone after one."""
+    engine, lane, seconds, gone = subject.engine, subject.lanes[0], [], 0
+    with engine._queue() as streams:
+        for _ in range(times):
+            engine._replay.forget()
+            engine._infer(lane.given.shape, lane.buffers, streams.compute)
+            streams.compute.synchronize()
+            free, started = cuda.free_bytes(), time.perf_counter()
+            engine._infer(lane.given.shape, lane.buffers, streams.compute)  # queued by TensorRT, then captured
+            seconds.append(time.perf_counter() - started)
+            engine._infer(lane.given.shape, lane.buffers, streams.compute)
+            streams.compute.synchronize()
+            gone = max(gone, free - cuda.free_bytes())
+    return statistics.median(seconds), gone
+
+
 def report(plain: Subject, replayed: Subject) -> None:
     head = "way", "host ms to queue", "ms a batch alone", "ms a batch in a row", "ms a batch, 2 lanes", "graphs"
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
@@ -103,6 +120,8 @@ def report(plain: Subject, replayed: Subject) -> None:
         numbers = " | ".join(f"{value:.3f}" for value in medians)
         print(f"| {name} | {numbers} | {len(subject.engine._replay)} |")
     print(f"results equal: {np.array_equal(plain.forecasts(seed=1), replayed.forecasts(seed=1))}")
+    seconds, gone = measure_captures(replayed)
+    print(f"queued and captured: {seconds * 1e3:.3f} ms of the host, {gone / 1e6:.1f} MB of the GPU")
 
 
 def parse() -> argparse.Namespace:
