@@ -1,4 +1,4 @@
-"""Owners of what the CUDA runtime hands out: streams, events, device and pinned memory. Every status is checked.
+"""Owners of what the CUDA runtime hands out: streams, events, graphs, memory. Every status is checked.
 
 Needs the package `cuda-bindings`, imported at the first call: the module itself imports anywhere.
 """
@@ -6,7 +6,8 @@ Needs the package `cuda-bindings`, imported at the first call: the module itself
 import ctypes
 import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -189,6 +190,67 @@ class Event(Mark):
     def milliseconds_since(self, earlier: "Event") -> float:
         """Time on the GPU between two recorded marks."""
         return float(call("cudaEventElapsedTime", earlier.handle, self.handle))
+
+
+class Graph(_Owner):
+    """Captured work, ready to be put into a stream as a whole; it may still run when it is closed.
+
+    Args:
+        captured: what CUDA captured; not needed afterwards.
+    """
+
+    def __init__(self, captured: int) -> None:
+        super().__init__(int(call("cudaGraphInstantiate", captured, 0)), "cudaGraphExecDestroy")
+
+    def launch(self, stream: Stream) -> None:
+        """Queue the work, on the addresses that it was captured with."""
+        call("cudaGraphLaunch", self.handle, stream.handle)
+
+
+class _Captured(_Owner):
+    """What was put into a stream since its capture began; the capture ends, whether or not it failed."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(int(call("cudaStreamEndCapture", stream.handle)), "cudaGraphDestroy")
+
+    def require_work(self) -> None:
+        """An empty graph would leave what was in memory before as its result."""
+        status, *found = runtime().cudaGraphGetNodes(self.handle)
+        if status.name != "cudaSuccess" or not found[-1]:
+            raise InferenceError(f"no work was captured: cudaGraphGetNodes gives {status.name} and {found[-1]} nodes")
+
+
+def capture(queue: Callable[[Stream], object]) -> Graph:
+    """The work that `queue` puts into a stream, which does not run.
+
+    The stream is one of its own, so that nobody else puts work into it or waits for it meanwhile: either would spoil
+    the capture, and fail. Other threads may use CUDA as they like.
+
+    Raises:
+        InferenceError: of `queue`, or some of the work cannot be captured; streams are as they were.
+    """
+    mode = runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    with _no_error_left(), Stream() as stream:
+        call("cudaStreamBeginCapture", stream.handle, mode)
+        try:
+            queue(stream)
+        except BaseException:
+            with suppress(InferenceError):  # that there was an error
+                _Captured(stream).close()
+            raise
+        with _Captured(stream) as captured:
+            captured.require_work()
+            return Graph(captured.handle)
+
+
+@contextmanager
+def _no_error_left() -> Iterator[None]:
+    """An error of the body is not reported again by a later call of this thread."""
+    try:
+        yield
+    except BaseException:
+        runtime().cudaGetLastError()
+        raise
 
 
 class DeviceBuffer(_Owner):

@@ -19,6 +19,7 @@ from engines.trt.builder import Journal
 from engines.trt.lane import Buffers, LaneSize, Streams
 from engines.trt.memory import LANES, Memory
 from engines.trt.refit import refit
+from engines.trt.replay import Replay, is_wanted
 from engines.trt.report import inspect_engine
 from engines.trt.surface import Surface, load_surface, log_to
 
@@ -73,6 +74,7 @@ class TensorRTEngine:
             self.profiles = _profiles(self._engine, self.specs[0].name)
             self._context = self._new_context()
             owned.callback(self._forget_context)
+            self._replay = owned.enter_context(closing(Replay(self._surface.can_be_captured and is_wanted())))
             self._bound = _Bound()
             self._memory.reserve_activation(self.activation_bytes)
             with self._memory.queue:
@@ -159,6 +161,8 @@ class TensorRTEngine:
             EngineError: not refittable, or TensorRT cannot replace a weight that differs (names it): build again.
         """
         self._finish()
+        with self._memory.queue:
+            self._replay.forget()
         replaced = refit(self._surface, self._engine, model, previous, self._logger, self._journal)
         cuda.finish_default_stream()
         return replaced
@@ -255,19 +259,24 @@ class TensorRTEngine:
         """Queue one inference between two addresses on the GPU; the shape of the result."""
         made = self._bind(shape, stream)
         addresses = buffers.given.handle, buffers.returned.handle
+        self._replay.queue(addresses, stream, lambda stream: self._enqueue(addresses, stream))
+        return made
+
+    def _enqueue(self, addresses: tuple[int, int], stream: Stream) -> None:
+        """Let TensorRT queue what is bound, between two addresses."""
         if self._bound.addresses != addresses:
             self._bound.addresses = (0, 0)
             for spec, address in zip(self.specs, addresses, strict=True):
                 self._must(self._context.set_tensor_address(spec.name, address), f"set_tensor_address of {spec.name}")
             self._bound.addresses = addresses
         self._must(self._context.execute_async_v3(stream.handle), "execute_async_v3")
-        return made
 
     def _bind(self, shape: tuple[int, ...], stream: Stream) -> tuple[int, ...]:
         """Make a shape the input's, unless it is; the shape of the output."""
         given, returned = self.specs
         bound, activation = self._bound, self._memory.activation
         if bound.activation != activation.handle:
+            self._replay.forget()
             self._surface.set_activation(self._context, activation.handle, activation.nbytes)
             bound.activation = activation.handle
         index = self._choose(shape)
@@ -276,6 +285,7 @@ class TensorRTEngine:
             self._must(switched, f"set_optimization_profile_async to {index}")
             bound.profile, bound.shape = index, ()
         if bound.shape != shape:
+            self._replay.forget()
             bound.shape = ()
             self._must(self._context.set_input_shape(given.name, shape), f"set_input_shape to {shape}")
             bound.made = tuple(self._context.get_tensor_shape(returned.name))

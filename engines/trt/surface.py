@@ -60,6 +60,11 @@ class Surface:
     def reports_progress(self) -> bool:
         return hasattr(self.module, "IProgressMonitor")
 
+    @property
+    def can_be_captured(self) -> bool:
+        """True if a CUDA graph of an inference stays the best there is: TensorRT for RTX finds faster kernels later."""
+        return not hasattr(self.module, "CudaGraphStrategy")
+
     def members(self, enum: str) -> Mapping[str, Any]:
         """Members of an enum by name; none if the release has no such enum."""
         return dict(getattr(self.module, enum).__members__) if hasattr(self.module, enum) else {}

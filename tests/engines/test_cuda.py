@@ -25,11 +25,14 @@ def test_the_real_bindings_have_every_function_that_we_call():
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (extra rtx)")
     names = "GetDeviceCount Malloc HostAlloc Free FreeHost MemcpyAsync StreamCreateWithFlags StreamDestroy "
     names += "StreamSynchronize StreamWaitEvent EventCreate EventCreateWithFlags EventDestroy EventRecord "
-    names += "EventSynchronize EventElapsedTime SetDevice MemGetInfo GetDeviceProperties"
+    names += "EventSynchronize EventElapsedTime SetDevice MemGetInfo GetDeviceProperties GetLastError "
+    names += "StreamBeginCapture StreamEndCapture GraphGetNodes GraphInstantiate GraphLaunch GraphDestroy "
+    names += "GraphExecDestroy"
     assert all(hasattr(runtime, f"cuda{name}") for name in names.split())
     flags = runtime.cudaStreamNonBlocking, runtime.cudaEventBlockingSync, runtime.cudaEventDisableTiming
     assert flags == (1, 1, 2)
     assert runtime.cudaMemcpyKind.cudaMemcpyDefault.value == 4
+    assert runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal.value == 1
 
 
 def test_where_cuda_finds_no_gpu_every_way_in_is_an_error_and_no_crash():

@@ -8,7 +8,7 @@ The numbers that it measures are printed; limits are only on what must hold on a
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import numpy as np
 import onnx
@@ -271,6 +271,8 @@ def test_queueing_a_batch_costs_little_of_the_host(built):
     engine.warm(shape)
     with engine.lane(shape) as one, engine.lane(shape) as other:
         lanes = [one, other] * 20
+        for lane in lanes[:4]:  # queued, then captured
+            lane.run()
         started = time.thread_time()
         for lane in lanes:
             lane.run()
@@ -284,6 +286,128 @@ def test_queueing_a_batch_costs_little_of_the_host(built):
         context.set_tensor_address(engine.specs[0].name, address)
     show(set_tensor_address_us=f"{(time.perf_counter() - started) * 1e6 / len(addresses):.2f}")
     engine.close()
+
+
+@pytest.fixture
+def load_plain(monkeypatch):
+    """Loads an engine whose batches TensorRT always queues itself."""
+
+    def load(file):
+        with monkeypatch.context() as patched:
+            patched.setenv("SQUALL_CUDA_GRAPHS", "0")
+            return TensorRTEngine(file)
+
+    return load
+
+
+def check_lanes(engine, plain, shape, rounds):
+    """Other numbers in each lane and round, all lanes taken at once, their results compared bit by bit."""
+    with ExitStack() as held:
+        lanes = [held.enter_context(engine.lane(shape)) for _ in range(engine.lanes)]
+        for turn in range(rounds):
+            for number, lane in enumerate(lanes):
+                lane.given[...] = batch = noise(*shape, seed=(turn, number))
+                np.testing.assert_array_equal(lane.run(), run(plain, batch))
+
+
+@pytest.mark.parametrize("kind", ["float32", "half"])
+def test_replayed_batches_are_those_that_tensorrt_queues_to_the_bit(built, half, load_plain, kind):
+    file = {"float32": built.engine, "half": half[1].engine}[kind]
+    engine, plain = TensorRTEngine(file), load_plain(file)
+    for shape in [(4, 4, 256, 256), (1, 4, 64, 64), (3, 4, 128, 200), (4, 4, 256, 256)]:
+        check_lanes(engine, plain, shape, rounds=5)
+        assert (len(engine._replay), len(plain._replay)) == (engine.lanes, 0)
+    sizes = np.random.default_rng(0).integers(1, 5, 100)
+    for seed, n in enumerate(np.repeat(sizes, np.tile([1, 2, 4, 8], 25))):  # forgotten again at each stage
+        np.testing.assert_array_equal(
+            run(engine, noise(n, 4, 96, 96, seed=seed)), plain(noise(n, 4, 96, 96, seed=seed))
+        )
+    engine.close()
+    plain.close()
+
+
+def test_replayed_advection_is_what_tensorrt_queues_or_it_is_not_captured(folder, load_plain):
+    path = zoo.write_package(zoo.AdvectionSpec((2.0, 2.0), lead_minutes=(5, 30)), folder / "replayed") / "model.onnx"
+    file = build(path, BuildSpec((Profile.up_to((2, 3, 256, 256)),), level=1)).engine
+    engine, plain = TensorRTEngine(file), load_plain(file)
+    for shape in [(1, 3, 256, 256), (2, 3, 256, 256)]:
+        check_lanes(engine, plain, shape, rounds=5)
+    show(graphs=len(engine._replay))
+    engine.close()
+    plain.close()
+
+
+def test_a_refitted_engine_replays_its_new_weights(unet, built, load_plain, folder):
+    model = onnx.load(unet)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 4:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(0.9), tensor.name))
+    onnx.save(model, folder / "replayed_refit.onnx")
+    engine, shape = TensorRTEngine(built.engine), (2, 4, 128, 128)
+    before = [run(engine, noise(*shape)) for _ in range(4)][-1]
+    engine.refit(folder / "replayed_refit.onnx", digest_weights(unet))
+    assert not len(engine._replay)
+    plain = load_plain(engine.serialize())
+    check_lanes(engine, plain, shape, rounds=5)
+    assert len(engine._replay) == engine.lanes
+    assert relative(run(engine, noise(*shape)), before) > 1e-3
+    engine.close()
+    plain.close()
+
+
+def test_memory_that_grows_under_a_replaying_engine_leaves_its_results(built, load_plain):
+    plain = load_plain(built.engine)
+    with closing(Memory()) as memory:
+        engine = TensorRTEngine(built.engine, memory=memory)
+        check_lanes(engine, plain, (2, 4, 128, 128), rounds=4)
+        memory.reserve_activation(2 * memory.activation.nbytes)
+        check_lanes(engine, plain, (2, 4, 128, 128), rounds=4)
+        assert len(engine._replay) == engine.lanes
+        engine.close()
+    plain.close()
+
+
+def test_captures_and_loads_at_the_same_time_do_not_disturb_each_other(built):
+    with closing(Memory()) as memory:
+        active, stop = TensorRTEngine(built.engine, memory=memory), threading.Event()
+        batches = [noise(n, 4, 128, 128, seed=n) for n in (1, 2, 3, 4)]
+        wants = [active(batch) for batch in batches]
+
+        def work():
+            while not stop.is_set():
+                for batch, want in zip(batches, wants, strict=True):
+                    for _ in range(4):
+                        np.testing.assert_array_equal(run(active, batch), want)
+
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(work)
+            try:
+                for _ in range(10):
+                    standby = TensorRTEngine(built.engine, memory=memory)
+                    for _ in range(4):
+                        np.testing.assert_array_equal(run(standby, batches[0]), wants[0])
+                    standby.close()
+            finally:
+                stop.set()
+            job.result()
+        for _ in range(3):
+            run(active, batches[0])
+        assert len(active._replay) >= 1
+        active.close()
+
+
+def test_an_engine_that_waits_for_the_gpu_within_an_inference_is_not_captured_and_runs(built, load_plain, caplog):
+    caplog.set_level("INFO", "engines.trt")
+    with pytest.raises(InferenceError, match="cudaErrorStreamCapture"):
+        cuda.capture(lambda stream: stream.synchronize())
+    engine, plain = TensorRTEngine(built.engine), load_plain(built.engine)
+    queue = engine._enqueue
+    engine._enqueue = lambda addresses, stream: (queue(addresses, stream), stream.synchronize())
+    check_lanes(engine, plain, (2, 4, 128, 128), rounds=4)
+    assert not len(engine._replay)
+    assert caplog.text.count("no CUDA graphs for this engine") == 1
+    engine.close()
+    plain.close()
 
 
 def test_several_profiles_of_one_engine_are_switched_between_batches(unet):
@@ -396,7 +520,8 @@ def test_memory_grows_for_an_engine_of_larger_output_under_the_one_at_work(built
 def test_loading_and_closing_gives_memory_back(built):
     def cycle():
         engine = TensorRTEngine(built.engine)
-        engine.warm((1, 4, 64, 64))
+        for _ in range(3):
+            engine.warm((1, 4, 64, 64))
         engine.close()
 
     cycle()

@@ -9,6 +9,8 @@ import ctypes
 import enum
 import json
 import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -168,11 +170,15 @@ def _set_tensor_address(module: ModuleType, context: Any, name: str, address: in
 
 
 def _execute(module: ModuleType, context: Any, stream: int) -> bool:
-    """Output channel k is input channel 0 times k + 1, in host memory."""
+    """Output channel k is input channel 0 times k + 1, now, or when the graph of its stream is launched."""
     kind = np.dtype({"FLOAT": "float32", "HALF": "float16"}[_port_type(module).name])
-    shapes = {name: _output_shape(module, context, name) for name in ("x", "y")}
-    given, returned = (_host_array(context._at[name], shape, kind) for name, shape in shapes.items())
-    returned[:] = given[:, :1] * np.array([1, 2, 3], kind).reshape(3, 1, 1)
+    places = [(context._at[name], _output_shape(module, context, name)) for name in ("x", "y")]
+
+    def compute() -> None:
+        given, returned = (_host_array(address, shape, kind) for address, shape in places)
+        returned[:] = given[:, :1] * np.array([1, 2, 3], kind).reshape(3, 1, 1)
+
+    cuda.runtime().put(stream, compute)
     return True
 
 
@@ -237,18 +243,28 @@ VALUES: dict[str, Any] = {
 class HostCuda:
     """The part of `cuda.bindings.runtime` that engines use, over host memory; `fail` names a function and its error.
 
-    What does not fit `limit_bytes` is refused.
+    What does not fit `limit_bytes` is refused. A stream that is captured takes work and nothing else.
     """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaStreamNonBlocking, cudaEventBlockingSync, cudaEventDisableTiming = 1, 1, 2
 
     def __init__(self, devices: int = 1) -> None:
         self.devices, self.fail, self.blocks, self.handles, self.created = devices, {}, {}, set(), 1000
         self.limit_bytes = 1 << 40
+        self.captures, self.graphs, self.called = {}, {}, Counter()
+
+    def put(self, stream: int, work: Callable[[], None]) -> None:
+        """Do it now, or take it into the capture of the stream."""
+        if stream in self.captures:
+            self.captures[stream].append(work)
+        else:
+            work()
 
     def __getattr__(self, name: str) -> Any:
         def function(*given: Any) -> tuple[Any, ...]:
+            self.called[name] += 1
             is_full = name in ("cudaMalloc", "cudaHostAlloc") and self.taken_bytes + given[0] > self.limit_bytes
             wrong = "cudaErrorMemoryAllocation" if is_full else "cudaSuccess"
             status = SimpleNamespace(name=self.fail.get(name, wrong))
@@ -284,6 +300,7 @@ class HostCuda:
     _cudaFreeHost = _cudaFree
 
     def _cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> tuple[()]:
+        assert stream not in self.captures
         ctypes.memmove(target, source, nbytes)
         return ()
 
@@ -307,8 +324,44 @@ class HostCuda:
     def _nothing(self, *given: Any) -> tuple[()]:
         return ()
 
-    _cudaSetDevice = _cudaStreamSynchronize = _cudaStreamWaitEvent = _nothing
-    _cudaEventRecord = _cudaEventSynchronize = _nothing
+    _cudaSetDevice = _cudaEventSynchronize = _cudaGetLastError = _nothing
+
+    def _cudaEventRecord(self, event: int, stream: int) -> tuple[()]:
+        return self._cudaStreamSynchronize(stream)
+
+    def _cudaStreamSynchronize(self, stream: int) -> tuple[()]:
+        assert stream not in self.captures
+        return ()
+
+    def _cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[()]:
+        return self._cudaStreamSynchronize(stream)
+
+    def _cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[()]:
+        assert stream in self.handles
+        self.captures[stream] = []
+        return ()
+
+    def _cudaStreamEndCapture(self, stream: int) -> int:
+        return self._new_graph(self.captures.pop(stream))
+
+    def _new_graph(self, work: list[Callable[[], None]]) -> int:
+        handle = self._new_handle()
+        self.graphs[handle] = work
+        return handle
+
+    def _cudaGraphGetNodes(self, graph: int) -> tuple[list[Any], int]:
+        return [], len(self.graphs[graph])
+
+    def _cudaGraphInstantiate(self, graph: int, flags: int) -> int:
+        return self._new_graph(self.graphs[graph])
+
+    def _cudaGraphLaunch(self, graph: int, stream: int) -> tuple[()]:
+        assert {graph, stream} <= self.handles
+        for work in self.graphs[graph]:
+            self.put(stream, work)
+        return ()
+
+    _cudaGraphDestroy = _cudaGraphExecDestroy = _drop_handle
 
     def _cudaEventElapsedTime(self, start: int, end: int) -> float:
         return 1.5

@@ -1,0 +1,108 @@
+"""CUDA graphs in place of TensorRT's own queueing: an inference that comes again is launched as one piece of work."""
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from engines import cuda
+from engines.base import EngineError, InferenceError
+from engines.cuda import Graph, Stream
+
+log = logging.getLogger("engines.trt")
+
+SWITCH = "SQUALL_CUDA_GRAPHS"
+MOST = 16  # more than there are lanes
+
+Addresses = tuple[int, int]
+Enqueue = Callable[[Stream], None]
+"""Puts an inference into a stream, by TensorRT."""
+
+
+class Replay:
+    """The CUDA graphs of one execution context, by the addresses of input and output on the GPU.
+
+    The first inference between two addresses is queued by TensorRT, the second too and then captured, later ones are
+    launched. So TensorRT has been through the same inference just before it is captured, as it asks for, and no batch
+    depends on a capture. What cannot be captured is queued by TensorRT for ever.
+
+    A graph holds good for the shape, the optimization profile, the activation memory and the weights that it was
+    captured with: `forget` is to be called when one of them changes. For one thread at a time.
+
+    Args:
+        is_on: False = TensorRT queues everything.
+        most: addresses that are known at once; the ones used least recently are forgotten.
+    """
+
+    def __init__(self, is_on: bool = True, most: int = MOST) -> None:
+        self._is_on, self._most = is_on, most
+        self._graphs: OrderedDict[Addresses, Graph | None] = OrderedDict()  # None: queued once
+
+    def __len__(self) -> int:
+        """How many graphs there are."""
+        return sum(graph is not None for graph in self._graphs.values())
+
+    def queue(self, addresses: Addresses, stream: Stream, enqueue: Enqueue) -> None:
+        """Queue the inference between two addresses.
+
+        Raises:
+            InferenceError: of `enqueue`; a graph that fails is none.
+        """
+        if not self._launch(addresses, stream):
+            enqueue(stream)
+            self._learn(addresses, enqueue)
+
+    def forget(self) -> None:
+        """Destroy the graphs; what is in a stream still runs."""
+        for addresses in list(self._graphs):
+            self._drop(addresses)
+
+    close = forget
+
+    def _launch(self, addresses: Addresses, stream: Stream) -> bool:
+        """False if there is no graph, or none any more."""
+        graph = self._graphs.get(addresses)
+        if graph is None:
+            return False
+        with self._or_never_again():
+            graph.launch(stream)
+            self._graphs.move_to_end(addresses)
+            return True
+        return False
+
+    def _learn(self, addresses: Addresses, enqueue: Enqueue) -> None:
+        """Take notice that an inference was queued; the second time, capture it."""
+        if not self._is_on:
+            return
+        with self._or_never_again():
+            self._graphs[addresses] = cuda.capture(enqueue) if addresses in self._graphs else None
+            self._graphs.move_to_end(addresses)
+            if len(self._graphs) > self._most:
+                self._drop(next(iter(self._graphs)))
+
+    @contextmanager
+    def _or_never_again(self) -> Iterator[None]:
+        try:
+            yield
+        except InferenceError as error:
+            self._is_on = False
+            self.forget()
+            log.info("no CUDA graphs for this engine, TensorRT queues every batch: %s", error)
+
+    def _drop(self, addresses: Addresses) -> None:
+        graph = self._graphs.pop(addresses)
+        if graph is not None:
+            graph.close()
+
+
+def is_wanted(environment: Mapping[str, str] = os.environ) -> bool:
+    """False if the environment switches CUDA graphs off.
+
+    Raises:
+        EngineError: the switch is neither 0 nor 1.
+    """
+    given = environment.get(SWITCH, "1")
+    if given not in ("0", "1"):
+        raise EngineError(f"the environment variable {SWITCH} is {given!r}; expected 0 or 1")
+    return given == "1"
