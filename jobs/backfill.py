@@ -53,6 +53,7 @@ class Tally:
 
     Attributes:
         already: published before, by an earlier run or somebody else.
+        warned: published, but something is wrong with it; the ledger says what.
         failures: of the first few cycles that failed, time and reason.
     """
 
@@ -60,6 +61,7 @@ class Tally:
     published: int = 0
     already: int = 0
     failed: int = 0
+    warned: int = 0
     tiles_run: int = 0
     tiles_reused: int = 0
     bytes_written: int = 0
@@ -76,6 +78,7 @@ class Tally:
             self.published += report.status in (Status.PUBLISHED, Status.GAPS)
             self.already += report.status is Status.ALREADY
             self.failed += report.status is Status.FAILED
+            self.warned += bool(report.warnings)
             self.tiles_run += report.tiles_run
             self.tiles_reused += report.tiles_reused
             self.bytes_written += report.bytes_written
@@ -259,7 +262,7 @@ def as_row(report: CycleReport) -> Row:
         product=report.product,
         reference_time=report.reference_time,
         status=str(report.status),
-        reason=report.note,
+        reason="; ".join(report.warnings) or report.note,
         path=report.path,
         engine="; ".join(report.engines),
         tiles_run=report.tiles_run,

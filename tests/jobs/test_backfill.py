@@ -169,6 +169,13 @@ def test_of_a_group_that_was_given_up_only_what_does_not_stand_has_failed(ready,
 
 
 @pytest.mark.ray
+def test_cycles_without_a_value_are_counted_and_named_in_the_ledger(blind_model, ready, product):
+    report = fill(ready)
+    assert (report.tally.published, report.tally.warned, outcome_of(report)) == (5, 5, Exit.PUBLISHED)
+    assert all("every cell of the forecast is missing" in row["reason"] for row in ledger_of(product))
+
+
+@pytest.mark.ray
 def test_a_cycle_that_fails_is_recorded_and_does_not_stop_the_others(ready, product):
     damage(product, 2)
     report = fill(ready)

@@ -51,6 +51,7 @@ def test_every_problem_of_a_product_is_listed_at_once(product):
         ("lead_times.until=7min", "no multiple of the step"),
         ("tiling.halo=1", "radius"),
         ("output.packing.scale_factor=0", "scale_factor"),
+        ("output.variable=lead_time", "rename output.variable"),
     ],
 )
 def test_a_wrong_key_is_named_with_what_was_found(product, override, says):
@@ -181,6 +182,32 @@ def test_a_run_is_drawn_listed_inspected_and_verified(product, tmp_path):
     damaged = squall("verify", product)
     assert damaged.exit_code == Exit.NO_INPUT
     assert f"cycle {cycle['path']} cannot be read: " in damaged.output
+
+
+@pytest.mark.ray
+def test_a_picture_that_cannot_be_drawn_does_not_hide_the_publication(product, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("jobs.picture.draw_cycle", fail)
+    monkeypatch.setattr("jobs.trace.write_trace", fail)
+    picture, trace = tmp_path / "tiny.png", tmp_path / "tiny.json"
+    done = squall("run", product, "--plot", picture, "--trace", trace)
+    assert done.exit_code == 0, done.output
+    assert "published tiny 2024-06-01T12:25:00Z" in done.stdout
+    assert "picture in" not in done.stdout
+    assert f"warning: no picture in {picture}: no font\n" in done.stderr
+    assert f"warning: no timeline in {trace}: no font\n" in done.stderr
+    again = squall("run", product, "--plot", picture, "--format", "json")
+    assert (again.exit_code, json.loads(again.stdout)["status"]) == (0, "already published")
+
+
+@pytest.mark.ray
+def test_what_is_wrong_with_a_published_cycle_is_said_on_stderr(blind_model, product):
+    done = squall("run", product, "--format", "json")
+    assert done.exit_code == 0, done.output
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert f"squall: warning: {warning}\n" in done.stderr
 
 
 @pytest.mark.parametrize(
