@@ -23,6 +23,7 @@ from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
 from jobs.pool import Pool, cluster_resources, connect, disconnect
 from jobs.prepare import Loaded, Prepared, load, prepare
+from jobs.raylet import RayGoneError
 from pipelines.cycles import find_cycles
 from pipelines.interval import ReferenceTimes, times_within
 from pipelines.ledger import Ledger, Row
@@ -117,7 +118,7 @@ def backfill(file: Path, overrides: Sequence[str], wanted: Wanted, progress: Pro
     Those published before are left alone. A cycle that fails by itself is recorded and does not stop the others.
 
     Raises:
-        PipelineError, EngineError: what would end every cycle; those published by then stay.
+        PipelineError, EngineError, RayGoneError: what would end every cycle; those published by then stay.
     """
     loaded = load(file, overrides)
     times = _reference_times(loaded, wanted)
@@ -165,7 +166,7 @@ def run_backfill(
     """The report of cycles that a pool has made.
 
     Raises:
-        PipelineError, EngineError: what would end every cycle; those published by then stay.
+        PipelineError, EngineError, RayGoneError: what would end every cycle; those published by then stay.
     """
     start, product = monotonic(), prepared.product
     sweep(product.output.store, product.name)
@@ -176,6 +177,10 @@ def run_backfill(
         drive.run()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{work.tally.published} cycle(s) were published; the same command goes on") from stop
+    except RayGoneError as error:
+        raise RayGoneError(
+            f"{error}; {work.tally.published} cycle(s) were published, the same command goes on"
+        ) from error
     finally:
         work.ledger.flush()
     return BackfillReport(

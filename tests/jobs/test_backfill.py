@@ -23,6 +23,7 @@ from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
 from jobs.pool import Pool, Resources, cluster_resources, connect, disconnect
 from jobs.prepare import load, prepare
+from jobs.raylet import Raylet
 from pipelines.cycles import list_cycles
 from pipelines.errors import ConfigError, InputError, OutputError
 from pipelines.interval import EvenTimes, times_within
@@ -270,6 +271,7 @@ class FakePool:
     """Workers that answer at once."""
 
     at_once, starting = 2, MappingProxyType({})
+    raylet = Raylet(None)
 
     def __init__(self, product: str) -> None:
         self.product = product
