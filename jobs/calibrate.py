@@ -1,11 +1,11 @@
 """Measures the pace of a product on this machine, on blocks that are thrown away."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from engines import cuda
+from engines.scratch import scratch_folder
 from jobs.pace import keep_pace
 from jobs.pool import Resources
 from jobs.prepare import Prepared, load, prepare
@@ -42,8 +42,8 @@ def measure_pace(prepared: Prepared) -> Pace:
     cycle = find_inputs(prepared.source, prepared.product)
     tiling, worker = prepared.plan.tiling, Worker(prepared.setup)
     blocks = tiling.blocks()[:BLOCKS]
-    with tempfile.TemporaryDirectory(prefix="squall-pace-") as folder:
-        draft = make_draft(folder, prepared.product.name, cycle.reference_time, prepared.layout)
+    with scratch_folder("squall-scratch-pace-") as folder:
+        draft = make_draft(str(folder), prepared.product.name, cycle.reference_time, prepared.layout)
         results = [worker.run(block, cycle, draft, prepared.source) for block in (blocks[0], *blocks)][1:]
     return pace_of(results, tiling)
 
