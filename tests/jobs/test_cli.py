@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 from click.testing import CliRunner
+from onnx import helper, numpy_helper
 
 from jobs.cli import Time, main
 from jobs.outcome import Exit
@@ -58,6 +60,19 @@ def test_a_wrong_key_is_named_with_what_was_found(product, override, says):
     done = squall("validate", product, override)
     assert done.exit_code == Exit.BAD_CONFIGURATION
     assert says in done.output
+
+
+def test_a_model_that_declares_its_tiles_but_cannot_run_on_them_is_a_problem(product):
+    folder = product.parent / "blur"
+    model = onnx.load(folder / "model.onnx")
+    model.graph.node[-1].output[0] = "made"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 1, 7]), "leads"))  # of three
+    model.graph.node.append(helper.make_node("Gather", ["made", "leads"], ["y"], axis=1))
+    onnx.save(model, folder / "model.onnx")
+    done = squall("validate", product)
+    assert done.exit_code == Exit.BAD_CONFIGURATION, done.output
+    assert "1 problem(s)" in done.output
+    assert re.search(r"model.package: .*model.onnx failed on a batch of shape \(1, 2, 72, 72\): ", done.output)
 
 
 @pytest.mark.parametrize("model", ["truncated", "gone", "wrong units"])
