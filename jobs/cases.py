@@ -126,10 +126,9 @@ def _all_alike(strengths: list[float]) -> str:
     """
     if not strengths:
         return "all windows looked at are missing"
-    count = (
-        f"all {len(strengths)} windows looked at are equally strong" if strengths[1:] else "there is one window only"
-    )
-    return f"{count} ({strengths[0]:g} in model space)"
+    if len(strengths) == 1:
+        return "there is one window only"
+    return f"all {len(strengths)} windows looked at are equally strong ({strengths[0]:g} in model space)"
 
 
 def _places(product: Product, source: Source, decoder: Decoder, size: Shape) -> Iterator[tuple[Cycle, Window, float]]:
