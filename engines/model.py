@@ -4,7 +4,7 @@ import hashlib
 import re
 import reprlib
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -271,6 +271,8 @@ def _reason(problem: Any) -> str:
             return "is missing"
         case "extra_forbidden":
             return "unknown key"
+        case "string_type" if isinstance(problem["input"], float | int | date):
+            return f'must be text (found {problem["input"]}); put it in quotes, such as "{problem["input"]}"'
         case _:
             return f"{problem['msg'].removeprefix('Value error, ')} (found {_short.repr(problem['input'])})"
 

@@ -1,7 +1,6 @@
 """ONNX Runtime engine: the default on a machine without a GPU, and the FP32 reference everywhere."""
 
 import platform
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from engines.base import Engine, EngineError, InferenceError, ModelError, OutOfMemoryError, as_given
 from engines.graph import external_files, first_line
 from engines.runtime import BuiltFile
+from engines.scratch import scratch_folder
 from engines.spec import BuildSpec, EngineKey, Shape, TensorSpec
 from engines.typed import TypedModel
 
@@ -160,8 +160,8 @@ class OnnxRuntime:
 
     def build(self, model: TypedModel, spec: BuildSpec, timings: bytes, tell: Callable[[str], None]) -> BuiltFile:
         tell(f"optimizing {model.path.name}")
-        with tempfile.TemporaryDirectory(prefix="squall-build-") as folder:
-            file = Path(folder) / "optimized.onnx"
+        with scratch_folder("squall-scratch-build-") as folder:
+            file = folder / "optimized.onnx"
             _open(model.path, str(model.path), 1, file)
             obtained = model.conversion.obtained.arithmetic
             computed = {"computed": "float32 on a CPU"} if obtained == "half" else {}

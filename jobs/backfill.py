@@ -23,6 +23,7 @@ from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
 from jobs.pool import Pool, cluster_resources, connect, disconnect
 from jobs.prepare import Loaded, Prepared, load, prepare
+from jobs.raylet import RayGoneError
 from pipelines.cycles import find_cycles
 from pipelines.interval import ReferenceTimes, times_within
 from pipelines.ledger import Ledger, Row
@@ -53,6 +54,7 @@ class Tally:
 
     Attributes:
         already: published before, by an earlier run or somebody else.
+        warned: published, but something is wrong with it; the ledger says what.
         failures: of the first few cycles that failed, time and reason.
     """
 
@@ -60,6 +62,7 @@ class Tally:
     published: int = 0
     already: int = 0
     failed: int = 0
+    warned: int = 0
     tiles_run: int = 0
     tiles_reused: int = 0
     bytes_written: int = 0
@@ -76,6 +79,7 @@ class Tally:
             self.published += report.status in (Status.PUBLISHED, Status.GAPS)
             self.already += report.status is Status.ALREADY
             self.failed += report.status is Status.FAILED
+            self.warned += bool(report.warnings)
             self.tiles_run += report.tiles_run
             self.tiles_reused += report.tiles_reused
             self.bytes_written += report.bytes_written
@@ -114,7 +118,7 @@ def backfill(file: Path, overrides: Sequence[str], wanted: Wanted, progress: Pro
     Those published before are left alone. A cycle that fails by itself is recorded and does not stop the others.
 
     Raises:
-        PipelineError, EngineError: what would end every cycle; those published by then stay.
+        PipelineError, EngineError, RayGoneError: what would end every cycle; those published by then stay.
     """
     loaded = load(file, overrides)
     times = _reference_times(loaded, wanted)
@@ -162,7 +166,7 @@ def run_backfill(
     """The report of cycles that a pool has made.
 
     Raises:
-        PipelineError, EngineError: what would end every cycle; those published by then stay.
+        PipelineError, EngineError, RayGoneError: what would end every cycle; those published by then stay.
     """
     start, product = monotonic(), prepared.product
     sweep(product.output.store, product.name)
@@ -173,6 +177,10 @@ def run_backfill(
         drive.run()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{work.tally.published} cycle(s) were published; the same command goes on") from stop
+    except RayGoneError as error:
+        raise RayGoneError(
+            f"{error}; {work.tally.published} cycle(s) were published, the same command goes on"
+        ) from error
     finally:
         work.ledger.flush()
     return BackfillReport(
@@ -259,7 +267,7 @@ def as_row(report: CycleReport) -> Row:
         product=report.product,
         reference_time=report.reference_time,
         status=str(report.status),
-        reason=report.note,
+        reason="; ".join(report.warnings) or report.note,
         path=report.path,
         engine="; ".join(report.engines),
         tiles_run=report.tiles_run,

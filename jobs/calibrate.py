@@ -1,12 +1,12 @@
 """Measures the pace of a product on this machine, on blocks that are thrown away."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from engines import cuda
 from engines.cores import usable_cores
+from engines.scratch import scratch_folder
 from jobs.pace import keep_pace
 from jobs.pool import Resources
 from jobs.prepare import Prepared, load, prepare
@@ -43,8 +43,8 @@ def measure_pace(prepared: Prepared) -> Pace:
     cycle = find_inputs(prepared.source, prepared.product)
     tiling, worker = prepared.plan.tiling, Worker(replace(prepared.setup, team=1))
     blocks = tiling.blocks()[:BLOCKS]
-    with tempfile.TemporaryDirectory(prefix="squall-pace-") as folder:
-        draft = make_draft(folder, prepared.product.name, cycle.reference_time, prepared.layout)
+    with scratch_folder("squall-scratch-pace-") as folder:
+        draft = make_draft(str(folder), prepared.product.name, cycle.reference_time, prepared.layout)
         results = [worker.run(block, cycle, draft, prepared.source) for block in (blocks[0], *blocks)][1:]
     return pace_of(results, tiling)
 

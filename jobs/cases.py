@@ -103,10 +103,10 @@ def archive_cases(product: Product, source: Source, needs: ModelNeeds, size: Sha
     decoder = make_decoder(source.encoding, product.input, needs)
     places = list(_places(product, source, decoder, size))
     strengths = [strength for _, _, strength in places]
-    if not places or max(strengths) == min(strengths):
+    if len(set(strengths)) < 2:
         raise CaseError(
-            f"all {len(places)} windows looked at in {source.where} are alike (dry or missing); a gate needs weather: "
-            "give a store with some, or stored cases"
+            f"{_all_alike(strengths)} in {source.where}; a gate needs ordinary and extreme weather: give a store with "
+            "both, or stored cases"
         )
     chosen = [places[rank] for rank in choose_cases(strengths, min(COUNT, len(places)), EXTREMES)]
     arrays = {
@@ -116,6 +116,19 @@ def archive_cases(product: Product, source: Source, needs: ModelNeeds, size: Sha
     first, last = (text_of(time) for time in (source.times[0], source.times[-1]))
     origin = f"cut from {source.variable} of {Path(source.store).name}, {first} to {last}"
     return CaseSet(cases_from_arrays(arrays, extremes=min(EXTREMES, len(arrays) - 1)), origin)
+
+
+def _all_alike(strengths: list[float]) -> str:
+    """What was found where no window is stronger than another.
+
+    >>> _all_alike([0.5] * 3)
+    'all 3 windows looked at are equally strong (0.5 in model space)'
+    """
+    if not strengths:
+        return "all windows looked at are missing"
+    if len(strengths) == 1:
+        return "there is one window only"
+    return f"all {len(strengths)} windows looked at are equally strong ({strengths[0]:g} in model space)"
 
 
 def _places(product: Product, source: Source, decoder: Decoder, size: Shape) -> Iterator[tuple[Cycle, Window, float]]:

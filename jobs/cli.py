@@ -1,21 +1,25 @@
 """The command line `squall`: cycles of a product here; models, engines and publishing in files of their own."""
 
 import dataclasses
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from jobs import show
-from jobs.command import as_json, ends_clearly
+from jobs.command import as_json, ends_clearly, is_done
 from jobs.engine_cli import engine
 from jobs.options import NewFile
 from jobs.outcome import Exit
 from jobs.pool_cli import pool
 from jobs.publish_cli import publish
 from jobs.registry_cli import model
+
+if TYPE_CHECKING:  # help and errors must not wait for Ray
+    from jobs.cycle import CycleReport
 
 _EXIT_CODES = """\b
 Exit codes: 0 published (or published already), 1 failed, 2 wrong usage, 3 published with gaps,
@@ -124,23 +128,30 @@ def run(
 
     with show.progress(file.stem, quiet=format_ == "json") as progress:
         report = forecast(file, overrides, time, replace, progress, progress.tell)
-    if plot is not None:
-        from jobs.picture import draw_cycle
-
-        draw_cycle(file, overrides, report.reference_time, plot)
-    if trace is not None:
-        from jobs.trace import write_trace
-
-        write_trace(trace, report.activities)
     if format_ == "json":
         click.echo(show.as_json(dataclasses.replace(report, activities=())))
     else:
         show.cycle_table(report)
-        if plot is not None:
-            show.out.print(f"picture in {plot}")
-        if trace is not None:
-            show.out.print(f"timeline in {trace}, to be opened in ui.perfetto.dev")
+    for text in report.warnings:
+        show.warning(text)
+    tell: Callable[[str], object] = (lambda text: None) if format_ == "json" else show.out.print
+    if plot is not None and is_done(f"no picture in {plot}", lambda: _draw(plot, file, overrides, report)):
+        tell(f"picture in {plot}")
+    if trace is not None and is_done(f"no timeline in {trace}", lambda: _trace(trace, report)):
+        tell(f"timeline in {trace}, to be opened in ui.perfetto.dev")
     return Exit.GAPS if report.gaps else Exit.PUBLISHED
+
+
+def _draw(picture: Path, file: Path, overrides: tuple[str, ...], report: "CycleReport") -> None:
+    from jobs.picture import draw_cycle
+
+    draw_cycle(file, overrides, report.reference_time, picture)
+
+
+def _trace(timeline: Path, report: "CycleReport") -> None:
+    from jobs.trace import write_trace
+
+    write_trace(timeline, report.activities)
 
 
 @main.command(epilog=_BACKFILL_EXIT_CODES)

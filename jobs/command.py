@@ -41,6 +41,18 @@ def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
     return wrapped
 
 
+def is_done(what: str, step: Callable[[], object]) -> bool:
+    """True if a step after the publication is done; else a warning names it, for the forecast is there all the same."""
+    try:
+        step()
+    except Exception as error:
+        show.warning(f"{what}: {error or type(error).__name__}")
+        if "--debug" in sys.argv:
+            show.err.print_exception()
+        return False
+    return True
+
+
 def _interrupted(what: str = "") -> Exit:
     show.err.print(show.coloured("squall:", "bold red", f" interrupted; {what or 'nothing is half published'}"))
     return Exit.INTERRUPTED

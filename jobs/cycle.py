@@ -15,7 +15,7 @@ from jobs.make import CycleReport, Filled, Status, describe_cycle, make_cycle
 from jobs.pool import Pool
 from jobs.prepare import Prepared
 from pipelines.cycles import find_cycle
-from pipelines.errors import AlreadyPublishedError, InputError, NotYetError
+from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, PipelineError
 from pipelines.frames import text_of
 from pipelines.run import BlockResult
 from pipelines.sink import Draft, expire, sweep
@@ -68,8 +68,7 @@ def run_cycle(
         report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
     except AlreadyPublishedError as error:
         return _already(prepared, cycle, str(error))
-    _expire(prepared, cycle)
-    return replace(report, wait_seconds=waited)
+    return replace(report, wait_seconds=waited, warnings=(*report.warnings, *_expire(prepared, cycle)))
 
 
 def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) -> tuple[Source, Cycle]:
@@ -149,7 +148,12 @@ def _drive(
     return Filled([results[index] for index in sorted(results)], given_up)
 
 
-def _expire(prepared: Prepared, cycle: Cycle) -> None:
-    keep = prepared.product.output.keep
-    if keep is not None:
-        expire(prepared.product.output.store, prepared.product.name, keep, cycle.reference_time)
+def _expire(prepared: Prepared, cycle: Cycle) -> tuple[str, ...]:
+    """Removes old cycles; a warning if they stay, for the new one is published all the same."""
+    output = prepared.product.output
+    try:
+        if output.keep is not None:
+            expire(output.store, prepared.product.name, output.keep, cycle.reference_time)
+    except (OSError, PipelineError) as error:
+        return (f"cycles older than output.keep were not removed, the next run tries again: {error}",)
+    return ()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs import show
+from jobs.command import is_done
 from jobs.nowcast import forecast
 from jobs.outcome import Exit
 from jobs.picture import draw_cycle
@@ -41,8 +42,9 @@ def run_demo(folder: Path) -> Exit:
     with show.progress("rain-demo", quiet=False) as progress:
         report = forecast(file, [], REFERENCE_TIME, replace=False, progress=progress, tell=progress.tell)
     show.cycle_table(report)
-    draw_cycle(file, [], REFERENCE_TIME, picture)
-    show.out.print(
-        f"\npicture       {picture}\nproduct file  {file}\nagain with    squall run {file} --time 2024-06-01T13:45Z"
-    )
+    for text in report.warnings:
+        show.warning(text)
+    if is_done(f"no picture in {picture}", lambda: draw_cycle(file, [], REFERENCE_TIME, picture)):
+        show.out.print(f"\npicture       {picture}", end="")
+    show.out.print(f"\nproduct file  {file}\nagain with    squall run {file} --time 2024-06-01T13:45Z")
     return Exit.GAPS if report.gaps else Exit.PUBLISHED

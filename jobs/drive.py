@@ -50,6 +50,7 @@ class Drive(Generic[Work]):
         Raises:
             PipelineError, EngineError: an error of the input, output, configuration or engine, which no other worker
                 could mend; also whatever the callables raise. Nothing is in flight then.
+            RayGoneError: the Ray of this machine has ended.
         """
         self._dispatcher = Dispatcher(self._numbers(), self.pool.at_once)
         try:
@@ -68,12 +69,15 @@ class Drive(Generic[Work]):
 
     def _recall(self) -> None:
         """End the workers that still run a piece, so that nothing writes into a draft any more."""
+        if self.pool.raylet.is_gone:
+            return
         for name in {assign.worker for assign in self._flying.values()} & set(self.pool.workers):
             self.pool.drop(name)
         self._flying.clear()
         self.pool.fill()
 
     def _wait(self) -> None:
+        self.pool.raylet.check()
         if self.deadline is not None and monotonic() > self.deadline:
             self._obey(self._dispatcher.stop("the deadline passed"))
             return

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.trace import Activity, activities_of
-from pipelines.errors import IncompleteError
+from pipelines.check import smallest_cycle_bytes
+from pipelines.errors import IncompleteError, PipelineError
 from pipelines.memory import Memory, together
 from pipelines.run import BlockResult
-from pipelines.sink import Draft, abort, describe, make_draft, publish, write_block
+from pipelines.sink import Draft, abort, describe, make_draft, point_latest, publish, write_block
 from pipelines.source import Cycle, check_missing
 from pipelines.spans import Seconds, Span, Stopwatch
 from pipelines.tiling import Block
@@ -41,7 +42,7 @@ class CycleReport:
     """What a cycle did and what it took; times in seconds, `stages` summed over workers.
 
     `total_seconds` is the time to product: from the start of the cycle to its publication. `memory` is that of all
-    workers. `activities` are what driver and workers did when.
+    workers. `activities` are what driver and workers did when. `warnings` say what is wrong with a published cycle.
     """
 
     product: str
@@ -58,6 +59,7 @@ class CycleReport:
     gaps: tuple[str, ...] = ()
     engines: tuple[str, ...] = ()
     note: str = ""
+    warnings: tuple[str, ...] = ()
     stages: Seconds = field(default_factory=Seconds)
     wait_seconds: float = 0.0
     publish_seconds: float = 0.0
@@ -110,12 +112,14 @@ def make_cycle(
         report = _report(prepared, cycle, blocks, filled.results, gaps)
         publishing = monotonic()
         with watch("publish"):
-            path = publish(draft, _outcome(report), replace_published, point).path
+            path = publish(draft, _outcome(report), replace_published, point=False).path
+            late = _point(prepared) if point else ()
         done = monotonic()
     spans = [Span("cycle", start, done, current_thread().name), *watch.spans]
     return replace(
         report,
         path=path,
+        warnings=(*_blank(prepared, report), *late),
         publish_seconds=done - publishing,
         total_seconds=done - start,
         activities=(*activities_of(spans), *report.activities),
@@ -160,6 +164,25 @@ def _leave_gaps(prepared: "Prepared", draft: Draft, given_up: list[tuple[Block, 
         shape = (layout.shape[0], *block.window.shape)
         write_block(draft, block.window, np.full(shape, layout.fill_value, layout.dtype))
     return gaps
+
+
+def _point(prepared: "Prepared") -> tuple[str, ...]:
+    """Moves `latest` to the newest cycle; a warning if it stays, for the cycle is published all the same."""
+    product = prepared.product
+    try:
+        point_latest(product.output.store, product.name)
+    except (OSError, PipelineError) as error:
+        return (f"latest.zarr was not moved, the next run tries again: {error}",)
+    return ()
+
+
+def _blank(prepared: "Prepared", report: CycleReport) -> tuple[str, ...]:
+    """A warning if the forecast holds no value; the newest frame has some, or there would be no forecast."""
+    if report.gaps or report.bytes_written > smallest_cycle_bytes(prepared.layout):
+        return ()
+    model = prepared.package.contract
+    share = f"{1 - report.missing_share:.1%} of the newest frame has values"
+    return (f"every cell of the forecast is missing, but {share}: the model {model.name} {model.version} gave none",)
 
 
 def _report(

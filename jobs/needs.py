@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,16 @@ def measure_needs(package: ModelPackage) -> Needs:
         radius, stride = (measured.radius if rule.radius is None else radius), measured.stride
     footprint = bytes_per_cell(package.onnx_path, frames, size or round_up(256, stride))
     return Needs(radius, stride, footprint, size, engine.specs[0].shape[0])
+
+
+def try_model(package: ModelPackage, tile: tuple[int, int]) -> None:
+    """Runs a model once on a dry tile (y, x), and drops the result.
+
+    Raises:
+        ModelError, InferenceError: ONNX Runtime cannot load or run it (names the shape and ONNX Runtime's reason).
+    """
+    engine = OrtEngine(package.onnx_path, os.cpu_count() or 1)
+    engine.warm((engine.specs[0].shape[0] or 1, package.contract.input.frames, *tile))
 
 
 def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from jobs.cycle import CycleReport, Progress, run_cycle
 from jobs.kept import Keep
 from jobs.pool import Pool, cluster_resources, connect, disconnect, outlives_us
 from jobs.prepare import Loaded, load, prepare
+from jobs.raylet import RayGoneError
 from pipelines.product import Product
 
 
@@ -26,7 +27,7 @@ def forecast(
         tell: called with what workers say while their engines are opened; "" once all are open.
 
     Raises:
-        PipelineError, EngineError: nothing was published.
+        PipelineError, EngineError, RayGoneError: nothing was published.
     """
     loaded = load(file, overrides)
     connect()
@@ -47,6 +48,8 @@ def _on_workers(
     pool = Pool(prepared.setup, prepared.workers, prepared.gpu, keep_of(loaded.product), tell)
     try:
         return run_cycle(prepared, pool, reference_time, replace, progress)
+    except RayGoneError as error:
+        raise RayGoneError(f"{error}; nothing was published, the same command makes the cycle") from error
     finally:
         pool.close()
 

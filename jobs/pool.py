@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 
 from engines.cores import usable_cores
 from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
+from jobs.raylet import find_raylet
 from jobs.session import session_folder
 from jobs.worker import WATCH, Setup, Worker
 from pipelines.planner import Crew
@@ -193,6 +194,7 @@ class Pool:
         self._starting = {worker.ready.remote(): name for name, worker in self._workers.items()}
         self._names = self._free_names()
         self.fill()
+        self.raylet = find_raylet()
         self._beat = Beat(lambda: self.workers, "" if keep is None else keep.holder, tell, self._make_room)
 
     @property
@@ -241,8 +243,13 @@ class Pool:
         self._starting = {reference: worker for reference, worker in self._starting.items() if worker != name}
 
     def close(self) -> None:
-        """Leave the workers to the next run, or end them; those that do not answer are ended in any case."""
+        """Leave the workers to the next run, or end them; those that do not answer are ended in any case.
+
+        Where Ray has ended, so have they.
+        """
         self._beat.stop()
+        if self.raylet.is_gone:
+            return
         if self._keep is not None:
             holder, left = self._keep.holder, self.workers
             answers = ask(left, lambda worker: worker.release.remote(holder))

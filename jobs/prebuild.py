@@ -1,6 +1,5 @@
 """Engines built before they are needed, here and on other kinds of GPUs of the cluster; and what the cache holds."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import onnx
 from engines.base import EngineError
 from engines.cores import usable_cores
 from engines.precision import Precision
+from engines.scratch import scratch_folder
 from engines.spec import BuildSpec
 from engines.supply import Supplied, Tell, find_runtime, supply
 from engines.typed import TypedModel, open_typed
@@ -130,8 +130,8 @@ def _packed(model: TypedModel) -> bytes:
 
 
 def _task(graph: bytes, precision: str, spec: BuildSpec, kind: str) -> EngineReport:
-    with tempfile.TemporaryDirectory(prefix="squall-build-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder("squall-scratch-build-") as folder:
+        path = folder / "model.onnx"
         path.write_bytes(graph)
         return build_here(open_typed(path, Precision.parse(precision)), spec, kind, lambda text: None)
 

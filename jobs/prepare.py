@@ -17,7 +17,7 @@ from engines.typed import TypedModel
 from jobs import __version__
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
-from jobs.needs import tile_needs
+from jobs.needs import tile_needs, try_model
 from jobs.outfit import Setup
 from jobs.pace import known_pace
 from jobs.pool import Resources
@@ -293,7 +293,16 @@ def find_problems(file: Path, overrides: Sequence[str]) -> list[Problem]:
     model, tiles = _tried(lambda: model_needs(package.contract)), _tried(lambda: tile_needs(package))
     if isinstance(tiles, Exception):
         return check_product(product, source, tiles)
-    return check_product(product, source, model, tiles)
+    problems = check_product(product, source, model, tiles)
+    return problems if problems or not isinstance(source, Source) else _try_model(product, source, package, tiles)
+
+
+def _try_model(product: Product, source: Source, package: ModelPackage, tiles: Needs) -> list[Problem]:
+    """Why the model cannot be run on a tile of the product; nothing if it can."""
+    shard = choose_layout(source.grid.shape, len(product.leads), product.output).shard[1:]
+    tile = make_plan(source.grid.shape, shard, tiles, product.tiling).tiling.tile
+    fault = _tried(lambda: try_model(package, tile))
+    return [Problem("model.package", str(fault))] if isinstance(fault, Exception) else []
 
 
 def _tried(action: Callable[[], T]) -> T | Exception:

@@ -205,6 +205,8 @@ def backfill_table(report: "BackfillReport") -> None:
         out.print(coloured("failed", "red", f" {utc(time)} {reason}"))
     if tally.failed > len(tally.failures):
         out.print(f"and {tally.failed - len(tally.failures)} more, see the ledger")
+    if tally.warned:
+        warning(f"{tally.warned} published cycle(s) are not as they should be, see `reason` in the ledger")
     if report.note:
         out.print(coloured("note", "yellow", f" {report.note}"))
 
@@ -242,6 +244,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for row in rows:
         shown.add_row(*map(str, row))
     out.print(shown)
+
+
+def warning(text: str) -> None:
+    """One line on stderr about what does not end a command."""
+    err.print(coloured("squall: warning:", "bold yellow", f" {text}"))
 
 
 def problem(error: BaseException) -> None:

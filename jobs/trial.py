@@ -1,7 +1,6 @@
 """The gate on a package outside of publishing: typed, built, judged; reports in a folder of the user's."""
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from engines.bench import Effort
 from engines.cores import usable_cores
 from engines.model import ModelPackage
 from engines.precision import Precision
+from engines.scratch import scratch_folder
 from engines.supply import Supplied, find_runtime, supply
 from engines.typed import TypedModel, type_model
 from jobs.bench import measure
@@ -39,10 +39,10 @@ def try_package(
         watcher.begins(f"gate-{precision}")
         model = graph_of(package, precision, lambda: cases)
         supplied = supply(runtime, open_cache(), model, batch_spec(setting.shape, precision), watcher.says)
-        with tempfile.TemporaryDirectory(prefix="squall-gate-") as folder:
-            candidate = open_candidate(runtime, supplied, model, Path(folder))
-            verdict = judge(setting, cases, reference, candidate, runtime, Path(folder), watcher.says)
-            keep_reports(Path(folder), out, precision)
+        with scratch_folder("squall-scratch-gate-") as folder:
+            candidate = open_candidate(runtime, supplied, model, folder)
+            verdict = judge(setting, cases, reference, candidate, runtime, folder, watcher.says)
+            keep_reports(folder, out, precision)
         supplied.engine.close()
         verdicts[str(precision)] = judged(verdict, units_of(setting))
     return verdicts

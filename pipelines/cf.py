@@ -263,17 +263,28 @@ def _fingerprint(coordinates: Mapping[str, Coordinate]) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
+def check_names(grid: Grid, variable: str) -> None:
+    """Raises ConfigError if a name would stand for two arrays of the forecast store (names it)."""
+    names = [INIT_TIME, LEAD_TIME, VALID_TIME, grid.y_name, grid.x_name, grid.crs_name, variable]
+    twice = sorted({str(n) for n in names if names.count(n) > 1})
+    if twice:
+        raise ConfigError(f"{', '.join(twice)} would name two arrays of the forecast store; rename output.variable")
+
+
+def check_leads(lead_times: Sequence[timedelta]) -> None:
+    """Raises ConfigError if a lead time cannot be stored (names it)."""
+    for lead in lead_times:
+        if lead % timedelta(seconds=1):
+            raise ConfigError(f"lead time {lead.total_seconds():g} s is not a whole number of seconds")
+
+
 def _check(grid: Grid, lead_times: Sequence[timedelta], layout: Layout, attributes: Mapping[str, Attribute]) -> None:
     if layout.shape != (len(lead_times), *grid.shape):
         raise ConfigError(
             f"layout is for (lead, y, x) {layout.shape}; the forecast has {(len(lead_times), *grid.shape)}"
         )
-    if any(lead % timedelta(seconds=1) for lead in lead_times):
-        raise ConfigError("a lead time is not a whole number of seconds")
-    names = [INIT_TIME, LEAD_TIME, VALID_TIME, grid.y_name, grid.x_name, grid.crs_name, layout.variable]
-    twice = sorted({str(n) for n in names if names.count(n) > 1})
-    if twice:
-        raise ConfigError(f"{', '.join(twice)} would name two arrays of the forecast store; rename output.variable")
+    check_leads(lead_times)
+    check_names(grid, layout.variable)
     if not attributes.get("units"):
         raise ConfigError(f"variable {layout.variable!r} has no units; add units to output.attributes")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.cf import check_leads, check_names
 from pipelines.cycles import product_folder
 from pipelines.encoding import Encoding
 from pipelines.errors import PipelineError
@@ -71,6 +72,8 @@ def check_fit(product: Product, source: Source, model: ModelNeeds) -> list[Probl
     """Why a product, its store and its model would give a wrong forecast, whatever frames have arrived."""
     return [
         *_check_grid(source.grid),
+        *_refusal("output.variable", lambda: check_names(source.grid, product.output.variable)),
+        *_refusal("lead_times", lambda: check_leads(product.leads)),
         *_check_model(product, model),
         *_check_leads(product, model),
         *_check_packing(product, model),
@@ -224,6 +227,12 @@ def largest_cycle_bytes(layout: Layout) -> int:
     chunks = layout.chunks_per_shard
     per_shard = chunks[0] * chunks[1] * chunks[2] * (_chunk_bytes(layout) + 4 + 16) + 4
     return len(layout.shards) * per_shard
+
+
+def smallest_cycle_bytes(layout: Layout) -> int:
+    """Bytes of a cycle's shards if every cell is missing: their indexes alone, for a missing chunk takes no room."""
+    chunks = layout.chunks_per_shard
+    return len(layout.shards) * (chunks[0] * chunks[1] * chunks[2] * 16 + 4)
 
 
 def _chunk_bytes(layout: Layout) -> int:

@@ -26,7 +26,7 @@ FOLDER = "ledger"
 class Row:
     """What became of one cycle; times in UTC, stages in seconds.
 
-    `reason` says why it was not published. `missing_share` is that of the newest frame.
+    `reason` says why it was not published, or what is wrong with it. `missing_share` is that of the newest frame.
     """
 
     product: str

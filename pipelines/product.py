@@ -3,7 +3,7 @@
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -308,6 +308,8 @@ def _reason(problem: Any) -> str:
         return f"unknown key (found value {_BRIEF.repr(problem['input'])})"
     if problem["type"] == "missing":
         return "is missing"
+    if problem["type"] == "string_type" and isinstance(problem["input"], float | int | date):
+        return f'must be text (found {problem["input"]}); put it in quotes, such as "{problem["input"]}"'
     return f"{problem['msg'].removeprefix('Value error, ')} (found {_BRIEF.repr(problem['input'])})"
 
 

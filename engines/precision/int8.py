@@ -1,9 +1,7 @@
 """INT8 as a rewrite: calibrated Q/DQ before heavy operators, and the choice of cases to calibrate on."""
 
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +12,7 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from engines.base import ModelError
 from engines.graph import first_line
 from engines.precision.layers import HEAVY, OPSETS, checked, prepared, replace_all, steering, value_types
+from engines.scratch import scratch_folder
 
 _OPTIONS = {
     "ActivationSymmetric": True,
@@ -120,8 +119,8 @@ class _Cases:
 def _quantize(model: onnx.ModelProto, chosen: set[str], cases: Sequence[NDArray[np.float32]]) -> onnx.ModelProto:
     entry = model.metadata_props.add()
     entry.key, entry.value = _PREPARED
-    with tempfile.TemporaryDirectory(prefix="squall-int8-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder("squall-scratch-int8-") as folder:
+        path = folder / "model.onnx"
         try:
             quantize_static(
                 model,

@@ -7,7 +7,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import EngineError, ModelError
+from engines.scratch import scratch_folder
 from engines.spec import BuildSpec
 from engines.trt.builder import Built
 from engines.trt.progress import Progress
@@ -58,8 +58,7 @@ def build(
         BuildCancelledError: `cancel` was set.
         EngineError: no TensorRT or no GPU here, or the builder failed or died; names the reason or the signal.
     """
-    with tempfile.TemporaryDirectory(prefix="squall-build-") as temporary:
-        folder = Path(temporary)
+    with scratch_folder("squall-scratch-build-") as folder:
         path = _place(model, folder)
         request = {"spec": spec.to_json(), "model": str(path), "module": module, "log_level": log.getEffectiveLevel()}
         (folder / "request.json").write_text(json.dumps(request))

@@ -365,7 +365,7 @@ def test_all_problems_of_a_contract_are_listed_at_once(tmp_path, plain, package)
     assert f"9 problem(s) in {tmp_path / 'm' / 'model.yaml'}" in message
     for line in (
         "colour: unknown key",
-        "version: Input should be a valid string (found 1.0)",
+        'version: must be text (found 1.0); put it in quotes, such as "1.0"',
         "input.units: is missing",
         "input.missing: Input should be a valid number",
         "output.lead_times.1: is no duration; write a number with s, min, h or d, such as 5min (found 'soon')",

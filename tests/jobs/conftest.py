@@ -69,6 +69,21 @@ def write_blur(folder: Path, kernel: int = 9, frames: int = 2, layers: int = 1) 
     return folder
 
 
+def give_nan(folder: Path) -> None:
+    """Has the model of `write_blur` give NaN everywhere."""
+    model = onnx.load(folder / "model.onnx")
+    model.graph.node[-1].output[0] = "finite"
+    for operator, given, made in (("Sub", "finite", "zero"), ("Div", "zero", "y")):
+        model.graph.node.append(helper.make_node(operator, [given, given], [made]))
+    onnx.save(model, folder / "model.onnx")
+
+
+@pytest.fixture
+def blind_model(product: Path) -> None:
+    """The product's model gives NaN everywhere."""
+    give_nan(product.parent / "blur")
+
+
 @pytest.fixture
 def rechunk(product: Path) -> Callable[[int], Path]:
     """Writes the product's radar store again, in chunks of so many cells each way."""

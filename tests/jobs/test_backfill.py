@@ -23,6 +23,7 @@ from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
 from jobs.pool import Pool, Resources, cluster_resources, connect, disconnect
 from jobs.prepare import load, prepare
+from jobs.raylet import Raylet
 from pipelines.cycles import list_cycles
 from pipelines.errors import ConfigError, InputError, OutputError
 from pipelines.interval import EvenTimes, times_within
@@ -169,6 +170,13 @@ def test_of_a_group_that_was_given_up_only_what_does_not_stand_has_failed(ready,
 
 
 @pytest.mark.ray
+def test_cycles_without_a_value_are_counted_and_named_in_the_ledger(blind_model, ready, product):
+    report = fill(ready)
+    assert (report.tally.published, report.tally.warned, outcome_of(report)) == (5, 5, Exit.PUBLISHED)
+    assert all("every cell of the forecast is missing" in row["reason"] for row in ledger_of(product))
+
+
+@pytest.mark.ray
 def test_a_cycle_that_fails_is_recorded_and_does_not_stop_the_others(ready, product):
     damage(product, 2)
     report = fill(ready)
@@ -263,6 +271,7 @@ class FakePool:
     """Workers that answer at once."""
 
     at_once, starting = 2, MappingProxyType({})
+    raylet = Raylet(None)
 
     def __init__(self, product: str) -> None:
         self.product = product

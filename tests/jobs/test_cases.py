@@ -15,7 +15,7 @@ from jobs.cases import archive_cases, fit_case, stored_cases, storm_cases
 from jobs.prepare import model_needs
 from pipelines.errors import ConfigError
 from pipelines.product import load_product
-from pipelines.source import open_source
+from pipelines.source import find_inputs, open_source
 from pipelines.units import Quantity
 
 SIZE = (64, 48)
@@ -93,11 +93,25 @@ def test_cases_of_an_archive_are_what_a_worker_would_give_the_model(product, nee
     np.testing.assert_allclose(one.inputs, wanted, atol=1e-5)
 
 
-def test_an_archive_without_weather_is_refused(product, needs):
-    zarr.open_group(product.parent / "radar.zarr", mode="r+")["precip_rate"][:] = 100
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (100, r"all \d+ windows looked at are equally strong \(0 in model space\) in 'precip_rate' in "),
+        (-32768, "all windows looked at are missing in 'precip_rate' in "),
+    ],
+)
+def test_an_archive_in_which_no_window_is_stronger_than_another_is_refused(product, needs, code, says):
+    zarr.open_group(product.parent / "radar.zarr", mode="r+")["precip_rate"][:] = code
     tiny = load_product(product)
-    with pytest.raises(CaseError, match="are alike"):
+    with pytest.raises(CaseError, match=says):
         archive_cases(tiny, open_source(tiny.input), needs, SIZE)
+
+
+def test_an_archive_of_one_window_is_refused(product, needs, monkeypatch):
+    monkeypatch.setattr("jobs.cases._cycles", lambda product, source: [find_inputs(source, product)])
+    tiny = load_product(product)
+    with pytest.raises(CaseError, match="there is one window only"):
+        archive_cases(tiny, open_source(tiny.input), needs, (300, 260))
 
 
 def test_a_grid_smaller_than_a_tile_is_given_with_missing_cells_around_it(product, tmp_path):

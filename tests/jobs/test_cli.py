@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 from click.testing import CliRunner
+from onnx import helper, numpy_helper
 
 from jobs.cli import Time, main
 from jobs.outcome import Exit
@@ -51,12 +53,26 @@ def test_every_problem_of_a_product_is_listed_at_once(product):
         ("lead_times.until=7min", "no multiple of the step"),
         ("tiling.halo=1", "radius"),
         ("output.packing.scale_factor=0", "scale_factor"),
+        ("output.variable=lead_time", "rename output.variable"),
     ],
 )
 def test_a_wrong_key_is_named_with_what_was_found(product, override, says):
     done = squall("validate", product, override)
     assert done.exit_code == Exit.BAD_CONFIGURATION
     assert says in done.output
+
+
+def test_a_model_that_declares_its_tiles_but_cannot_run_on_them_is_a_problem(product):
+    folder = product.parent / "blur"
+    model = onnx.load(folder / "model.onnx")
+    model.graph.node[-1].output[0] = "made"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 1, 7]), "leads"))  # of three
+    model.graph.node.append(helper.make_node("Gather", ["made", "leads"], ["y"], axis=1))
+    onnx.save(model, folder / "model.onnx")
+    done = squall("validate", product)
+    assert done.exit_code == Exit.BAD_CONFIGURATION, done.output
+    assert "1 problem(s)" in done.output
+    assert re.search(r"model.package: .*model.onnx failed on a batch of shape \(1, 2, 72, 72\): ", done.output)
 
 
 @pytest.mark.parametrize("model", ["truncated", "gone", "wrong units"])
@@ -181,6 +197,32 @@ def test_a_run_is_drawn_listed_inspected_and_verified(product, tmp_path):
     damaged = squall("verify", product)
     assert damaged.exit_code == Exit.NO_INPUT
     assert f"cycle {cycle['path']} cannot be read: " in damaged.output
+
+
+@pytest.mark.ray
+def test_a_picture_that_cannot_be_drawn_does_not_hide_the_publication(product, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("jobs.picture.draw_cycle", fail)
+    monkeypatch.setattr("jobs.trace.write_trace", fail)
+    picture, trace = tmp_path / "tiny.png", tmp_path / "tiny.json"
+    done = squall("run", product, "--plot", picture, "--trace", trace)
+    assert done.exit_code == 0, done.output
+    assert "published tiny 2024-06-01T12:25:00Z" in done.stdout
+    assert "picture in" not in done.stdout
+    assert f"warning: no picture in {picture}: no font\n" in done.stderr
+    assert f"warning: no timeline in {trace}: no font\n" in done.stderr
+    again = squall("run", product, "--plot", picture, "--format", "json")
+    assert (again.exit_code, json.loads(again.stdout)["status"]) == (0, "already published")
+
+
+@pytest.mark.ray
+def test_what_is_wrong_with_a_published_cycle_is_said_on_stderr(blind_model, product):
+    done = squall("run", product, "--format", "json")
+    assert done.exit_code == 0, done.output
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert f"squall: warning: {warning}\n" in done.stderr
 
 
 @pytest.mark.parametrize(

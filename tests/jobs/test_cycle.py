@@ -260,6 +260,47 @@ def test_old_cycles_are_removed_when_their_time_is_over(ready, product):
     assert [p.name for p in sorted((product.parent / "out" / "tiny" / "2024").rglob("*.zarr"))] == ["1225.zarr"]
 
 
+def test_old_cycles_that_cannot_be_removed_are_a_warning_of_the_cycle_that_is_published(ready, monkeypatch):
+    prepared, pool = ready("output.keep=10min")
+    monkeypatch.setattr("jobs.cycle.expire", refuse)
+    report = run_cycle(prepared, pool, TIME)
+    assert report.status is Status.PUBLISHED
+    assert report.warnings == ("cycles older than output.keep were not removed, the next run tries again: no room",)
+
+
+def test_a_pointer_that_cannot_be_moved_is_a_warning_and_the_next_run_moves_it(ready, product, monkeypatch):
+    prepared, pool = ready()
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.make.point_latest", refuse)
+        report = run_cycle(prepared, pool, TIME)
+    latest = product.parent / "out" / "tiny" / "latest.zarr"
+    assert report.warnings == ("latest.zarr was not moved, the next run tries again: no room",)
+    assert Path(report.path).exists()
+    assert not latest.exists()
+    run_cycle(prepared, pool, TIME)
+    assert latest.resolve() == Path(report.path).resolve()
+
+
+def refuse(*args, **kwargs):
+    raise OSError("no room")
+
+
+def test_a_forecast_without_a_value_is_published_with_a_warning(blind_model, ready):
+    report = run_cycle(*ready(), TIME)
+    assert report.status is Status.PUBLISHED
+    assert np.isnan(xr.open_zarr(report.path).precip_rate).all()
+    (warning,) = report.warnings
+    assert warning.startswith("every cell of the forecast is missing, but 96.9% of the newest frame has values")
+    assert warning.endswith("the model blur 1 gave none")
+
+
+def test_a_dry_forecast_is_no_reason_to_warn(ready, product):
+    zarr.open(product.parent / "radar.zarr")["precip_rate"][:, :-40] = 0
+    report = run_cycle(*ready(), TIME)
+    assert xr.open_zarr(report.path).precip_rate.max() == 0
+    assert report.warnings == ()
+
+
 def test_no_block_waits_for_a_worker_that_is_still_starting(ready):
     prepared, pool = ready()
     calm = run_cycle(prepared, pool, TIME)

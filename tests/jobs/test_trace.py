@@ -117,4 +117,6 @@ def test_a_run_leaves_a_trace_in_which_every_span_lies_inside_its_cycle(product,
     stages = {event["name"] for event in found}
     assert stages >= {"wait", "share", "describe", "publish", "read", "decode", "infer", "pack", "write"}
     processes = {event["args"]["name"] for event in events(trace, "M") if event["name"] == "process_name"}
-    assert processes >= {DRIVER, "worker-0"}
+    workers = processes - {DRIVER}
+    assert workers  # any of them: the one that starts first may make all blocks
+    assert all(name.startswith("worker-") for name in workers)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import pipelines.check as check
-from pipelines.check import check_product, largest_cycle_bytes, packed_range
+from pipelines.check import check_product, largest_cycle_bytes, packed_range, smallest_cycle_bytes
 from pipelines.errors import InputError
 from pipelines.layout import choose_layout
 from pipelines.planner import Needs
 from pipelines.product import OutputSpec, Packing
+from pipelines.shard import encode_shard
 from pipelines.source import open_source
 from pipelines.transform import Encoder, ModelNeeds, ModelSpace
 from pipelines.units import Quantity
@@ -181,6 +182,33 @@ def test_the_largest_cycle_holds_every_code_of_every_shard():
     layout = choose_layout((30, 41), 6, OutputSpec(store="", variable="rain", shards=(32, 32), chunks=(16, 16)))
     codes = 2 * 6 * 32 * 32 * 2
     assert largest_cycle_bytes(layout) == codes + 2 * (24 * (4 + 16) + 4)
+
+
+def test_the_smallest_cycle_is_one_of_missing_cells():
+    layout = choose_layout((1226, 760), 18, OutputSpec(store="/x", variable="rain"))
+    codes = np.full(layout.shard, layout.fill_value, layout.dtype)
+    assert smallest_cycle_bytes(layout) == len(layout.shards) * len(encode_shard(codes, layout))
+    codes[17, 0, 0] = 0
+    assert smallest_cycle_bytes(layout) < len(layout.shards) * len(encode_shard(codes, layout))
+
+
+@pytest.mark.parametrize("name", ["init_time", "lead_time", "valid_time", "y", "x", "crs"])
+def test_a_variable_named_as_a_coordinate_is_a_problem(frames, tmp_path, name):
+    product = frames.product(frames.write(tmp_path / "radar.zarr"), str(tmp_path / "forecasts"))
+    product = product.model_copy(update={"output": product.output.model_copy(update={"variable": name})})
+    source = open_source(product.input)
+    source = replace(source, grid=replace(source.grid, crs_name="crs"))
+    (problem,) = check_product(product, source, MODEL, TILE)
+    assert str(problem) == (
+        f"output.variable: {name} would name two arrays of the forecast store; rename output.variable"
+    )
+
+
+def test_lead_times_of_parts_of_a_second_are_a_problem(problems):
+    lead = timedelta(seconds=1.5)
+    assert problems(replace(MODEL, leads=(lead,)), lead_times=[lead]) == [
+        "lead_times: lead time 1.5 s is not a whole number of seconds"
+    ]
 
 
 def test_the_packed_range_leaves_the_fill_code_out():

@@ -106,6 +106,8 @@ def test_a_dumped_product_reads_back_equal(rain, tmp_path, override):
         ("output.keep=200000d", "output.keep", "more than a century"),
         ("deadline=" + "9" * 400 + "s", "deadline", "more than a century"),
         ("output.packing.add_offset=.nan", "output.packing.add_offset", "finite"),
+        ("model.version=1.0", "model.version", 'put it in quotes, such as "1.0"'),
+        ("model.version=2024-06-01", "model.version", 'put it in quotes, such as "2024-06-01"'),
         ("input.stor=" + "x" * 9999, "input.stor", "xxx...xxx"),
     ],
 )
