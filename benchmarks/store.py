@@ -83,7 +83,7 @@ def write_archive(root: str, cycles: int) -> None:
     """Cycles of FMI size that are dry everywhere; not fsynced, to be quick."""
     layout = choose_layout((1226, 760), len(LEADS), OUTPUT)
     windows = {layout.shard_key(*s): layout.shard_window(*s) for s in layout.shards}
-    dry = {k: encode_shard(np.zeros((len(LEADS), *w.shape), np.int16), layout) for k, w in windows.items()}
+    dry = {k: b"".join(encode_shard(np.zeros((len(LEADS), *w.shape), np.int16), layout)) for k, w in windows.items()}
     for number in range(cycles):
         moment = START + np.timedelta64(5 * number, "m")
         files = store_files("rain", moment, grid((1226, 760)), LEADS, layout, UNITS, PROVENANCE)
