@@ -20,7 +20,7 @@ class Canvas(Protocol):
         """The result of a tile (lead, h, w), in model space or made ready."""
         ...
 
-    def ready(self, out: NDArray[np.floating[Any]]) -> Result:
+    def ready(self, out: Result) -> Result:
         """A result of its own to keep and to add many times."""
         ...
 
@@ -48,8 +48,10 @@ class CropCanvas:
             pieces = (np.array_split(array, self._threads) for array in (part, target))
             map_on(self._threads, self._encoder.encode, *pieces)
 
-    def ready(self, out: NDArray[np.floating[Any]]) -> Result:
+    def ready(self, out: Result) -> Result:
         """Packed codes of a whole tile: packed once, added many times."""
+        if out.dtype == self._codes.dtype:
+            return out.copy()
         codes = np.empty(out.shape, self._codes.dtype)
         self._encoder.encode(out, codes)
         return codes
@@ -71,7 +73,7 @@ class FeatherCanvas:
     def add(self, out: Result, tile: Tile) -> None:
         self._blend.add(self._encoder.mark_missing(out), tile)
 
-    def ready(self, out: NDArray[np.floating[Any]]) -> Result:
+    def ready(self, out: Result) -> Result:
         return out.copy()
 
     def finish(self) -> None:
