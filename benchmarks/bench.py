@@ -100,8 +100,8 @@ class Bench:
         return self.engines[key]
 
     def pinned_bytes(self, case: Case, workers: int) -> int:
-        """Pinned memory of so many workers, as their engines say; as much again is on the GPU."""
-        return workers * getattr(self.engine(case).engine, "buffer_bytes", 0)
+        """Pinned memory of so many workers, as their engines say."""
+        return workers * getattr(self.engine(case).engine, "pinned_bytes", 0)
 
     def bare(self, case: Case) -> Bare:
         """The engine of a case alone, on tiles of a cycle that must be run."""

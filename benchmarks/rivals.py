@@ -49,12 +49,12 @@ class Model:
     """Batches (n, frame, h, w) in, forecasts (n, lead, h, w) out, float32."""
 
     def __init__(self, task: EngineTask, threads: int) -> None:
-        self.buffer_bytes = 0
+        self.pinned_bytes = 0
         if task.engine:
             from engines.trt import TensorRTEngine
 
             self._engine = TensorRTEngine(Path(task.engine).read_bytes())
-            self.buffer_bytes = self._engine.buffer_bytes
+            self.pinned_bytes = self._engine.pinned_bytes
             self._run, self._dtype = self._engine, self._engine.specs[0].call_dtype
         else:
             runner = session(task.model, threads)
@@ -106,7 +106,7 @@ def plain(folder: Path) -> Lap:
         attributes = ATTRIBUTES | {"_FillValue": task.fill}
         ds = xr.Dataset({"rain": (("lead_time", "y", "x"), forecast, attributes)})
         ds.to_zarr(path, encoding={"rain": encoding(task)}, zarr_format=3)
-        return {"pinned": forecaster.model.buffer_bytes}
+        return {"pinned": forecaster.model.pinned_bytes}
 
     return run
 
@@ -130,7 +130,7 @@ class Actor:
             codes = np.empty((self._task.leads, y1 - y0, x1 - x0), np.int16)
             self._forecaster.block(ray.get(self._frames[cycle]), cuts, codes, (y0, x0))
             self._arrays[cycle][:, y0:y1, x0:x1] = codes
-        return {"pinned": np.full(len(batch["work"]), self._forecaster.model.buffer_bytes)}
+        return {"pinned": np.full(len(batch["work"]), self._forecaster.model.pinned_bytes)}
 
 
 def start_ray(task: EngineTask) -> None:

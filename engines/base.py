@@ -7,6 +7,7 @@ EngineError
     └── DeviceLostError     nothing will run on the GPU in this process any more
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.codes import CodeTable
 from engines.spec import Shape, TensorSpec
 
 
@@ -167,5 +169,27 @@ class Accounted(Protocol):
 
     @property
     def buffer_bytes(self) -> int:
-        """Inputs and outputs."""
+        """Inputs and outputs, and what packs them."""
+        ...
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Inputs and outputs on the host, which no other process can have."""
+        ...
+
+
+OpenLane = Callable[[Shape], AbstractContextManager[Lane]]
+"""Takes a lane for batches of a shape."""
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """An engine that can return the codes of a store instead of numbers."""
+
+    def packing(self, codes: CodeTable) -> OpenLane:
+        """Lanes like those of `lane`, whose results are codes (n, lead, h, w). What they need is made ready now.
+
+        Raises:
+            EngineError: results of this engine cannot be packed here; it goes on without.
+        """
         ...

@@ -23,9 +23,16 @@ FATAL = frozenset(
         "cudaErrorAssert", "cudaErrorECCUncorrectable", "cudaErrorHardwareStackError", "cudaErrorIllegalAddress",
         "cudaErrorIllegalInstruction", "cudaErrorInvalidAddressSpace", "cudaErrorInvalidPc", "cudaErrorLaunchFailure",
         "cudaErrorLaunchTimeout", "cudaErrorMisalignedAddress", "cudaErrorNvlinkUncorrectable",
+        "CUDA_ERROR_ASSERT", "CUDA_ERROR_ECC_UNCORRECTABLE", "CUDA_ERROR_HARDWARE_STACK_ERROR",
+        "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+        "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_LAUNCH_TIMEOUT",
+        "CUDA_ERROR_MISALIGNED_ADDRESS", "CUDA_ERROR_NVLINK_UNCORRECTABLE",
     }
 )  # fmt: skip
 """What CUDA's documentation says leaves the process in an inconsistent state."""
+
+SUCCESS = ("cudaSuccess", "CUDA_SUCCESS")
+OUT_OF_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
 @cache
@@ -41,16 +48,30 @@ def runtime() -> Any:
         raise EngineError(f"CUDA cannot be used, install squall[tensorrt]: {error}") from error
 
 
+@cache
+def driver() -> Any:
+    """The module `cuda.bindings.driver`: for what the runtime does not offer, such as launching a kernel.
+
+    Raises:
+        EngineError: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.driver")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(f"CUDA cannot be used, install squall[tensorrt]: {error}") from error
+
+
 def call(name: str, *args: Any) -> Any:
-    """What a function of the CUDA runtime returns beside its status: one value, or None.
+    """What a function of the CUDA runtime (cuda...) or driver (cu...) returns beside its status: one value, or None.
 
     Raises:
         InferenceError: the status is not success; names the function and CUDA's reason.
         OutOfMemoryError: the reason is memory.
         DeviceLostError: no later call can succeed.
     """
-    status, *values = getattr(runtime(), name)(*args)
-    if status.name != "cudaSuccess":
+    module = runtime() if name.startswith("cuda") else driver()
+    status, *values = getattr(module, name)(*args)
+    if status.name not in SUCCESS:
         raise _kind_of(status.name)(f"{name} failed: {status.name}")
     return values[0] if values else None
 
@@ -58,7 +79,7 @@ def call(name: str, *args: Any) -> Any:
 def _kind_of(status: str) -> type[EngineError]:
     if status in FATAL:
         return DeviceLostError
-    return OutOfMemoryError if status == "cudaErrorMemoryAllocation" else InferenceError
+    return OutOfMemoryError if status in OUT_OF_MEMORY else InferenceError
 
 
 def device_count() -> int:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from engines.base import Accounted, Engine, OutOfMemoryError
+from engines.base import Accounted, DeviceLostError, Engine, EngineError, OutOfMemoryError, Packs
+from engines.codes import CodeTable
 from engines.spec import Shape
 from engines.supply import Tell
 from jobs.engine import EngineOrder, describe_engine, open_engine
@@ -79,11 +80,11 @@ class Outfit:
 
     @property
     def memory(self) -> Memory:
-        """What this process holds by now; lanes have as much pinned as on the GPU."""
+        """What this process holds by now."""
         if not isinstance(self.engine, Accounted):
             return Memory(peak_resident())
-        lanes = self.engine.buffer_bytes
-        return Memory(peak_resident(), self.engine.activation_bytes + lanes, lanes)
+        device = self.engine.activation_bytes + self.engine.buffer_bytes
+        return Memory(peak_resident(), device, self.engine.pinned_bytes)
 
 
 def open_outfit(setup: Setup, tell: Tell = log.info, warm: bool = False) -> Outfit:
@@ -121,12 +122,37 @@ def _forecaster(setup: Setup, engine: Engine) -> Forecaster:
         tiling=setup.tiling,
         decoder=setup.decoder,
         encoder=setup.encoder,
-        lane=_of_leads(engine, setup.leads),
+        lane=_of_leads(engine, _open_lane(setup, engine), setup.leads),
         leads=len(setup.leads),
         batch=setup.batch,
         mask_from_input=setup.mask_from_input,
         team=Team(setup.team),
         dtype=engine.specs[0].dtype,
+    )
+
+
+def _open_lane(setup: Setup, engine: Engine) -> OpenLane:
+    """The lanes of an engine; they pack where it can and where no tiles are blended, which takes numbers."""
+    if setup.tiling.mode == "feather" or not isinstance(engine, Packs):
+        return engine.lane
+    codes = code_table(setup.encoder)
+    if codes is None:
+        return engine.lane
+    try:
+        return engine.packing(codes)
+    except DeviceLostError:
+        raise
+    except EngineError as error:
+        log.warning("results are packed on the host: %s", error)
+        return engine.lane
+
+
+def code_table(encoder: Encoder) -> CodeTable | None:
+    """An encoder as a table for an engine that packs; None if no table tells what it does."""
+    if encoder.thresholds is None:
+        return None
+    return CodeTable(
+        encoder.thresholds, encoder.dtype.name, encoder.limits[0], encoder.fill, encoder.space.missing_below
     )
 
 
@@ -153,14 +179,14 @@ class _SomeLeads:
         return self.whole.run()[:, self.leads]
 
 
-def _of_leads(engine: Engine, leads: tuple[int, ...]) -> OpenLane:
-    """The lanes of an engine, reduced to some of its lead times."""
+def _of_leads(engine: Engine, whole: OpenLane, leads: tuple[int, ...]) -> OpenLane:
+    """Lanes of an engine, reduced to some of its lead times."""
     if leads == tuple(range(engine.specs[1].shape[1] or len(leads))):
-        return engine.lane
+        return whole
 
     @contextmanager
     def open_lane(shape: Shape) -> Iterator[Lane]:
-        with engine.lane(shape) as lane:
+        with whole(shape) as lane:
             yield _SomeLeads(lane, list(leads))
 
     return open_lane

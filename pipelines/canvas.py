@@ -21,7 +21,7 @@ class Canvas(Protocol):
         """The result of a tile (lead, h, w), in model space or made ready."""
         ...
 
-    def ready(self, out: NDArray[np.floating[Any]]) -> Result:
+    def ready(self, out: Result) -> Result:
         """A result of its own to keep and to add many times."""
         ...
 
@@ -46,8 +46,10 @@ class CropCanvas:
         put = _copy if part.dtype == target.dtype else self._encoder.encode
         _map_fields(self._turn, put, part, target)
 
-    def ready(self, out: NDArray[np.floating[Any]]) -> Result:
+    def ready(self, out: Result) -> Result:
         """Packed codes of a whole tile: packed once, added many times."""
+        if out.dtype == self._codes.dtype:
+            return out.copy()
         codes = np.empty(out.shape, self._codes.dtype)
         self._encoder.encode(out, codes)
         return codes
@@ -79,7 +81,7 @@ class FeatherCanvas:
     def add(self, out: Result, tile: Tile) -> None:
         self._blend.add(self._encoder.mark_missing(out), tile)
 
-    def ready(self, out: NDArray[np.floating[Any]]) -> Result:
+    def ready(self, out: Result) -> Result:
         return out.copy()
 
     def finish(self) -> None:

@@ -1,7 +1,7 @@
 """Codes of a store to model space and model space to codes of a forecast; missing stays missing on the way."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from math import isfinite, log, log10, prod
@@ -14,6 +14,7 @@ from pipelines.encoding import Encoding, is_missing, unpack
 from pipelines.errors import ConfigError
 from pipelines.layout import FILL_VALUES
 from pipelines.product import InputSpec, OutputSpec, Packing
+from pipelines.thresholds import find_thresholds
 from pipelines.units import UNCHANGED, Linear, Quantity, convert_units
 
 Floats = NDArray[np.floating[Any]]
@@ -378,6 +379,23 @@ class Encoder:
         for lead in codes:
             lead &= keep
             lead |= fill
+
+    @cached_property
+    def thresholds(self) -> NDArray[np.float32] | None:
+        """The packing as a table, for those who pack elsewhere: the least value of each code but the least one.
+
+        (code,) rising, for the codes limits[0] + 1 to limits[1]; NaN at the end for codes that no value has. A value
+        that is not missing has the code limits[0] + how many of them it reaches; within two neighbours of one it may be
+        one code off. None if no table tells the packing: larger values have lesser codes, as with a negative factor.
+        """
+        whole = replace(self, space=replace(self.space, missing_below=None))
+
+        def code_of(values: NDArray[np.float32]) -> NDArray[np.int64]:
+            codes = np.empty((1, 1, values.size), self.dtype)
+            whole.encode(values.reshape(codes.shape), codes)
+            return codes.ravel().astype(np.int64)
+
+        return find_thresholds(code_of, self.limits)
 
     @cached_property
     def _half_codes(self) -> NDArray[Any]:

@@ -5,19 +5,23 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines import cuda
-from engines.base import EngineError, InferenceError, Split, as_given
+from engines.base import EngineError, InferenceError, OpenLane, Split, as_given
+from engines.codes import CodeTable
 from engines.cuda import Stream
 from engines.spec import Profile, Shape, TensorSpec, to_shape
 from engines.trt.builder import Journal
 from engines.trt.lane import Buffers, LaneSize, Streams
 from engines.trt.memory import LANES, Memory
+from engines.trt.packer import Packer
 from engines.trt.refit import refit
 from engines.trt.replay import Replay, is_wanted
 from engines.trt.report import inspect_engine
@@ -59,6 +63,7 @@ class TensorRTEngine:
         cuda.require_device(f"running an engine with {self._surface.flavour} {self._surface.version}")
         cuda.select(device if memory is None else memory.device)
         self._is_closed = False
+        self._packers: WeakSet[Packer] = WeakSet()  # each belongs to who packs with it
         with ExitStack() as owned:  # gives everything back if loading fails half way
             self._memory = owned.enter_context(closing(Memory(lanes, device))) if memory is None else memory
             self._journal = Journal(log_to(log))
@@ -110,8 +115,36 @@ class TensorRTEngine:
         with self._memory.take(self._size) as buffers:
             yield TensorRTLane(self, buffers, buffers.staged_in.array(shape, self.specs[0].dtype))
 
-    def run(self, buffers: Buffers, shape: tuple[int, ...]) -> NDArray[Any]:
-        """The forecast of what is staged in these buffers, a view of them; what a lane calls.
+    def packing(self, codes: CodeTable) -> OpenLane:
+        """Lanes whose results are codes, made on the GPU: fewer bytes to fetch, and nothing left to pack on the host.
+
+        The kernel and its tables are loaded and tried now, and lanes get room for codes; the tables last as long as
+        the function that is returned, or as the engine.
+
+        Raises:
+            EngineError: results are no floats, the driver cannot load the kernel, or it packs into other codes.
+            OutOfMemoryError: there is no room for codes.
+        """
+        with ExitStack() as owned:  # gives everything back if there is no room, or the codes are not right
+            with self._queue() as streams:
+                packer = owned.enter_context(closing(Packer(codes, self.specs[1].dtype, streams.compute)))
+            values = self._size.returned // np.dtype(self.specs[1].dtype).itemsize
+            size = self._size._replace(codes=values * packer.dtype.itemsize)
+            self._memory.reserve_lanes(size)
+            with self._memory.take(size) as buffers, self._queue() as streams:
+                packer.prove(buffers.returned, buffers.codes, buffers.staged_out, streams.compute)
+            owned.pop_all()
+        self._packers.add(packer)
+        return partial(self._packed_lane, packer, size)
+
+    @contextmanager
+    def _packed_lane(self, packer: Packer, size: LaneSize, shape: Shape) -> Iterator["TensorRTLane"]:
+        self._refuse_misfit(shape)
+        with self._memory.take(size) as buffers:
+            yield TensorRTLane(self, buffers, buffers.staged_in.array(shape, self.specs[0].dtype), packer)
+
+    def run(self, buffers: Buffers, shape: tuple[int, ...], packer: Packer | None = None) -> NDArray[Any]:
+        """The forecast of what is staged in these buffers, or its codes, a view of them; what a lane calls.
 
         Queueing is one thread's at a time, waiting for the result is not: so the batches of several lanes overlap.
 
@@ -122,9 +155,13 @@ class TensorRTEngine:
         with self._queue() as streams:
             buffers.send(math.prod(shape) * given, streams)
             made = self._infer(shape, buffers, streams.compute)
-            buffers.fetch(math.prod(made) * returned, streams)
+            if packer is None:
+                buffers.fetch(buffers.returned, math.prod(made) * returned, streams)
+            else:
+                packer.pack(buffers.returned, buffers.codes, math.prod(made), streams.compute)
+                buffers.fetch(buffers.codes, math.prod(made) * packer.dtype.itemsize, streams)
         buffers.done.synchronize()
-        return buffers.staged_out.array(made, self.specs[1].dtype)
+        return buffers.staged_out.array(made, self.specs[1].dtype if packer is None else packer.dtype)
 
     def timed(self, batch: NDArray[Any]) -> Split:
         """Run a batch once, alone, and say how long each part of its way took on the GPU.
@@ -179,6 +216,8 @@ class TensorRTEngine:
             self._is_closed = True
         with suppress(InferenceError):  # of earlier work, reported there
             self._finish()
+        for packer in list(self._packers):
+            packer.close()
         self._owned.close()
 
     @property
@@ -188,8 +227,13 @@ class TensorRTEngine:
 
     @property
     def buffer_bytes(self) -> int:
-        """Memory of the GPU for inputs and outputs, of all lanes; as much again is pinned on the host."""
-        return self._memory.lane_bytes
+        """Memory of the GPU for inputs, outputs and their codes, of all lanes, and for the tables of codes."""
+        return self._memory.lane_bytes + sum(packer.nbytes for packer in self._packers)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Memory of the host for inputs and outputs, of all lanes."""
+        return self._memory.pinned_bytes
 
     def inspect(self) -> str:
         """The engine inspector's JSON."""
@@ -308,15 +352,16 @@ class TensorRTEngine:
 
 @dataclass(frozen=True)
 class TensorRTLane:
-    """One batch's way through an engine; `given` is pinned memory that the GPU copies from."""
+    """One batch's way through an engine; `given` is pinned memory that the GPU copies from, `packer` makes codes."""
 
     engine: TensorRTEngine
     buffers: Buffers
     given: NDArray[Any]
+    packer: Packer | None = None
 
     def run(self) -> NDArray[Any]:
         """The forecast of what was given, a view of pinned memory: good until the next `run` or the end of the lane."""
-        return self.engine.run(self.buffers, self.given.shape)
+        return self.engine.run(self.buffers, self.given.shape, self.packer)
 
 
 @dataclass

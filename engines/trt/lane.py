@@ -12,18 +12,24 @@ from engines.cuda import DeviceBuffer, Event, Mark, PinnedBuffer, Stream, copy
 
 
 class LaneSize(NamedTuple):
-    """Bytes of the largest input and of the largest output."""
+    """Bytes of the largest input, of the largest output, and of its codes where it is packed on the GPU."""
 
     given: int
     returned: int
+    codes: int = 0
 
     def holds(self, other: "LaneSize") -> bool:
         """True if a batch of the other size fits."""
-        return self.given >= other.given and self.returned >= other.returned
+        return all(mine >= wanted for mine, wanted in zip(self, other, strict=True))
 
     def joined(self, other: "LaneSize") -> "LaneSize":
         """The smallest size that holds both."""
-        return LaneSize(max(self.given, other.given), max(self.returned, other.returned))
+        return LaneSize(*map(max, self, other))
+
+    @property
+    def pinned(self) -> int:
+        """Bytes on the host: codes have the place of the output."""
+        return self.given + self.returned
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Buffers:
     given: DeviceBuffer
     returned: DeviceBuffer
     staged_out: PinnedBuffer
+    codes: DeviceBuffer
     arrived: Mark
     computed: Mark
     done: Mark
@@ -68,7 +75,8 @@ class Buffers:
             take = owned.enter_context
             given = take(PinnedBuffer(size.given)), take(DeviceBuffer(size.given))
             returned = take(DeviceBuffer(size.returned)), take(PinnedBuffer(size.returned))
-            return cls(size, *given, *returned, take(Mark()), take(Mark()), take(Mark()), owned.pop_all())
+            codes = take(DeviceBuffer(size.codes))
+            return cls(size, *given, *returned, codes, take(Mark()), take(Mark()), take(Mark()), owned.pop_all())
 
     def close(self) -> None:
         """Give everything back; arrays over the pinned memory must not be used afterwards."""
@@ -76,7 +84,7 @@ class Buffers:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the lane takes on the GPU; as much again is pinned on the host."""
+        """Memory that the lane takes on the GPU."""
         return sum(self.size)
 
     def send(self, nbytes: int, streams: Streams) -> None:
@@ -85,11 +93,11 @@ class Buffers:
         self.arrived.record(streams.copy_in)
         streams.compute.wait(self.arrived)
 
-    def fetch(self, nbytes: int, streams: Streams) -> None:
-        """Queue the way out, after what the compute stream has been given so far."""
+    def fetch(self, source: DeviceBuffer, nbytes: int, streams: Streams) -> None:
+        """Queue the way out of the output or its codes, after what the compute stream has been given so far."""
         self.computed.record(streams.compute)
         streams.copy_out.wait(self.computed)
-        copy(self.staged_out, self.returned, nbytes, streams.copy_out)
+        copy(self.staged_out, source, nbytes, streams.copy_out)
         self.done.record(streams.copy_out)
 
     def time(self, nbytes: int, queue: Callable[[], int], stream: Stream) -> Split:

@@ -61,8 +61,13 @@ class Memory:
 
     @property
     def lane_bytes(self) -> int:
-        """Of all lanes on the GPU; as much again is pinned on the host."""
+        """Of all lanes on the GPU."""
         return sum(lane.nbytes for lane in self._lanes)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Of all lanes on the host."""
+        return sum(lane.size.pinned for lane in self._lanes)
 
     def reserve_activation(self, nbytes: int) -> None:
         """An activation block of so many bytes or more.

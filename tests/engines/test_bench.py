@@ -83,7 +83,7 @@ class FakeEngine:
 class FakeGpuEngine(FakeEngine):
     """Can do all that an engine may be able to."""
 
-    activation_bytes, buffer_bytes, lanes = 300, 200, 1
+    activation_bytes, buffer_bytes, pinned_bytes, lanes = 300, 200, 150, 1
 
     @contextmanager
     def lane(self, shape):

@@ -110,7 +110,7 @@ def test_a_block_says_what_its_worker_holds(prepared):
     assert without.resident > 10**7
     assert (without.device, without.pinned) == (0, 0)
     engine = worker._outfit.result().engine
-    engine.activation_bytes, engine.buffer_bytes = 500, 30
+    engine.activation_bytes, engine.buffer_bytes, engine.pinned_bytes = 500, 30, 20
     on_gpu = make_block(worker, prepared).memory
-    assert (on_gpu.device, on_gpu.pinned) == (530, 30)
+    assert (on_gpu.device, on_gpu.pinned) == (530, 20)
     assert on_gpu.resident >= without.resident
