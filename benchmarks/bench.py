@@ -12,10 +12,12 @@ from benchmarks.cycle import Store
 from benchmarks.floor import Bare, measure_bare, measure_link, stack
 from benchmarks.ours import tensors, usable_times
 from engines import cuda
+from engines.base import Packs
 from engines.cores import usable_cores
 from engines.supply import Supplied
 from engines.zoo import UnetSpec
 from jobs.engine import open_engine
+from jobs.outfit import code_table
 from jobs.pool import Resources
 from jobs.prepare import load, prepare
 from pipelines.source import find_inputs
@@ -102,6 +104,12 @@ class Bench:
     def pinned_bytes(self, case: Case, workers: int) -> int:
         """Pinned memory of so many workers, as their engines say."""
         return workers * getattr(self.engine(case).engine, "pinned_bytes", 0)
+
+    def packs_on_gpu(self, case: Case) -> bool:
+        """True if codes come back from the GPU, so that the host packs nothing and fewer bytes go over the link."""
+        setup = case.prepared.setup
+        is_able = isinstance(self.engine(case).engine, Packs) and setup.tiling.mode == "crop"
+        return is_able and code_table(setup.encoder) is not None
 
     def bare(self, case: Case) -> Bare:
         """The engine of a case alone, on tiles of a cycle that must be run."""

@@ -1,9 +1,11 @@
 """Rows and pictures of what was measured: a case beside its floor, contenders side by side, a cycle as a timeline."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.bench import Bench
 from benchmarks.cases import Case
@@ -55,7 +57,11 @@ def measure_floor(bench: Bench, case: Case, facts: Mapping[str, Any]) -> Floor:
     dtype = bench.engine(case).engine.specs[1].dtype
     coding = measure_coding(prepared, cycle, Path(published.path), case.folder / "scratch", share, dtype)
     batches, blocks = facts["run"] / cycles / case.batch, len(prepared.plan.tiling.blocks())
-    return floor_of(bench.bare(case), coding, batches, bench.link, bench.cores, blocks)
+    bare = bench.bare(case)
+    if bench.packs_on_gpu(case):
+        coding, fewer = replace(coding, pack=0.0), prepared.setup.encoder.dtype.itemsize / np.dtype(dtype).itemsize
+        bare = replace(bare, bytes_out=round(bare.bytes_out * fewer))
+    return floor_of(bare, coding, batches, bench.link, bench.cores, blocks)
 
 
 def rivals_table(bench: Bench, case: Case, ran: Mapping[str, Ran]) -> Iterator[str]:
