@@ -137,6 +137,7 @@ def _open_lane(setup: Setup, engine: Engine) -> OpenLane:
         return engine.lane
     codes = code_table(setup.encoder)
     if codes is None:
+        log.info("results are packed on the host: larger ones have lesser codes somewhere, so no table tells them")
         return engine.lane
     try:
         return engine.packing(codes)

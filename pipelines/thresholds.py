@@ -13,7 +13,7 @@ Codes = NDArray[np.integer]
 CodeOf = Callable[[NDArray[np.float32]], Codes]
 """The codes of values (n,), none of which is NaN."""
 
-NEAR = 2  # keys from a threshold, within which a code may be another: exp is not quite monotone in its last bit
+NEAR = 4  # keys from a threshold, within which a code may be another: exp is not quite monotone in its last bit
 _ALL_BUT_SIGN = 0x7FFFFFFF
 
 

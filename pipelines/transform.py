@@ -385,8 +385,8 @@ class Encoder:
         """The packing as a table, for those who pack elsewhere: the least value of each code but the least one.
 
         (code,) rising, for the codes limits[0] + 1 to limits[1]; NaN at the end for codes that no value has. A value
-        that is not missing has the code limits[0] + how many of them it reaches; within two neighbours of one it may be
-        one code off. None if no table tells the packing: larger values have lesser codes, as with a negative factor.
+        that is not missing has the code limits[0] + how many of them it reaches; within a few neighbours of one it may
+        be one code off. None if no table tells the packing: larger values have lesser codes, as with a negative factor.
         """
         whole = replace(self, space=replace(self.space, missing_below=None))
 

@@ -35,6 +35,15 @@ def test_the_real_bindings_have_every_function_that_we_call():
     assert runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal.value == 1
 
 
+def test_the_real_bindings_of_the_driver_have_what_launches_a_kernel():
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed (extra rtx)")
+    names = "LibraryLoadData LibraryGetKernel LibraryUnload LaunchKernel"
+    assert all(hasattr(driver, f"cu{name}") for name in names.split())
+    statuses = {status.name for status in driver.CUresult}
+    assert {name for name in cuda.FATAL | set(cuda.OUT_OF_MEMORY) if name.startswith("CUDA_")} <= statuses
+    assert "CUDA_SUCCESS" in statuses
+
+
 def test_where_cuda_finds_no_gpu_every_way_in_is_an_error_and_no_crash():
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (extra rtx)")
     if cuda.device_count():

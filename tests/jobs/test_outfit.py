@@ -1,0 +1,142 @@
+"""An outfit whose engine can pack: it is asked to where it may, and the forecast is that of packing on the host."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engines.base import DeviceLostError, EngineError
+from jobs import outfit
+from jobs.outfit import code_table, open_outfit
+from jobs.pool import Resources
+from jobs.prepare import load, prepare
+from jobs.worker import Worker
+from pipelines.product import Packing
+from pipelines.sink import make_draft
+from pipelines.source import find_inputs
+from pipelines.transform import Encoder, ModelSpace
+from pipelines.units import Linear
+
+TIME = np.datetime64("2024-06-01T12:20", "ns")
+
+
+@pytest.fixture
+def prepared(product):
+    return prepare(load(product, []), Resources(0, 1))
+
+
+@dataclass
+class PackedLane:
+    """A lane of ONNX Runtime, its results packed as a GPU would."""
+
+    whole: Any
+    codes: Any
+
+    @property
+    def given(self) -> NDArray[Any]:
+        return self.whole.given
+
+    def run(self) -> NDArray[Any]:
+        results = self.whole.run()
+        return self.codes.search(results.ravel()).reshape(results.shape)
+
+
+@pytest.fixture
+def packing(monkeypatch):
+    """Engines of ONNX Runtime that can pack, or fail to with `packing.error`; the tables that they were asked for."""
+
+    class Asked(list):
+        error = None
+
+    asked, real = Asked(), outfit.open_engine
+
+    def opening(order, tell):
+        supplied = real(order, tell)
+
+        def packing(codes):
+            asked.append(codes)
+            if asked.error is not None:
+                raise asked.error
+
+            @contextmanager
+            def open_lane(shape):
+                with supplied.engine.lane(shape) as lane:
+                    yield PackedLane(lane, codes)
+
+            return open_lane
+
+        supplied.engine.packing = packing
+        return supplied
+
+    monkeypatch.setattr(outfit, "open_engine", opening)
+    return asked
+
+
+def write_shards(setup, prepared, name):
+    """The bytes of all shards that a worker of this setup writes."""
+    worker, cycle = Worker(setup), find_inputs(prepared.source, prepared.product, TIME)
+    layout = replace(prepared.layout, shape=(len(setup.leads), *prepared.layout.shape[1:]))
+    draft = make_draft(prepared.product.output.store, name, TIME, layout, replace=True)
+    results = [worker.run(block, cycle, draft, prepared.source) for block in setup.tiling.blocks()]
+    assert sum(result.tiles_reused for result in results) > 0
+    return {str(file.relative_to(draft.store)): file.read_bytes() for file in draft.store.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("leads", [(0, 1, 2), (0, 2)])
+def test_a_forecast_of_codes_is_the_forecast_of_numbers(prepared, packing, monkeypatch, leads):
+    setup = replace(prepared.setup, leads=leads)
+    packed = write_shards(setup, prepared, "packed")
+    (table,) = packing
+    assert (table.dtype, table.lowest, table.fill, table.missing_below) == ("int16", -32767, -32768, None)
+    monkeypatch.undo()
+    assert packed == write_shards(setup, prepared, "plain")
+    assert packed
+
+
+def test_results_of_an_engine_that_packs_are_codes(prepared, packing):
+    opened = open_outfit(prepared.setup)
+    with opened.forecaster.lane((1, 2, 72, 72)) as lane:
+        lane.given[...] = 1
+        assert lane.run().dtype == np.int16
+
+
+def test_tiles_that_are_blended_stay_numbers(prepared, packing):
+    tiling = replace(prepared.setup.tiling, mode="feather")
+    opened = open_outfit(replace(prepared.setup, tiling=tiling))
+    with opened.forecaster.lane((1, 2, 72, 72)) as lane:
+        lane.given[...] = 1
+        assert lane.run().dtype == np.float32
+    assert not packing
+
+
+def test_an_encoder_without_a_table_packs_on_the_host(prepared, packing):
+    encoder = Encoder(Packing(), change=Linear(-1.0))
+    assert code_table(encoder) is None
+    assert open_outfit(replace(prepared.setup, encoder=encoder)).forecaster.encoder is encoder
+    assert not packing
+
+
+def test_where_a_gpu_cannot_pack_the_host_does_and_says_why(prepared, packing, caplog):
+    packing.error = EngineError("no kernel for this GPU")
+    opened = open_outfit(prepared.setup)
+    with opened.forecaster.lane((1, 2, 72, 72)) as lane:
+        lane.given[...] = 1
+        assert lane.run().dtype == np.float32
+    assert "results are packed on the host: no kernel for this GPU" in caplog.text
+
+
+def test_a_gpu_that_is_lost_meanwhile_is_no_reason_to_go_on(prepared, packing):
+    packing.error = DeviceLostError("cuLaunchKernel failed: CUDA_ERROR_LAUNCH_FAILED")
+    with pytest.raises(DeviceLostError):
+        open_outfit(prepared.setup)
+
+
+def test_the_table_of_an_encoder_gives_its_codes():
+    encoder = Encoder(Packing(dtype="uint16", scale_factor=0.1), ModelSpace(missing_below=-0.5))
+    values = np.float32([np.nan, -1, -0.5, -0.0, 0.04, 0.16, 12.3, 1e9, np.inf])
+    codes = np.empty((1, 1, values.size), np.uint16)
+    encoder.encode(values.reshape(codes.shape), codes)
+    np.testing.assert_array_equal(code_table(encoder).search(values), codes.ravel())
