@@ -10,10 +10,11 @@ from engines.model import ModelPackage
 from engines.ort import OrtEngine
 from engines.spec import Shape
 from jobs.cases import CaseSet, archive_cases, stored_cases, storm_cases
+from jobs.contract import model_needs
 from jobs.needs import tile_needs
 from jobs.pace import known_pace
 from jobs.pool import Resources
-from jobs.prepare import choose_plan, model_needs, require_fit
+from jobs.prepare import choose_plan, require_fit
 from pipelines.errors import ConfigError
 from pipelines.planner import Needs, Pace
 from pipelines.product import Product, load_product
