@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engines.base import EngineError
+from engines.eviction import LIMIT_BYTES, Entry, to_evict
 from engines.files import discard, make_folders, put_folder, staging, sweep
 from engines.lock import Holder, Lock, hold
 from engines.sealed import DATA, DamagedError, Manifest, describe, read_manifest, read_sealed, write_sealed
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 _QUARANTINED = 4  # newest damaged entries that are kept
 _MAC_KEY_CHARACTERS = 32
-_GB = 10**9
 
 WHY = {
     "graph_sha256": "another network",
@@ -119,29 +119,6 @@ def _apart(ours: Any, theirs: Any) -> tuple[str, str]:
     return str(ours), str(theirs)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An engine file in the cache: its name, size and when it was last used (ns since 1970)."""
-
-    digest: str
-    size_bytes: int
-    used_ns: int
-
-
-def to_evict(entries: Collection[Entry], limit_bytes: int, keep: Collection[str] = ()) -> list[str]:
-    """The longest unused entries that must go so that the rest fits; those in `keep` stay whatever it takes.
-
-    >>> to_evict([Entry("a", 6, 1), Entry("b", 6, 2)], 10)
-    ['a']
-    """
-    excess, chosen = sum(entry.size_bytes for entry in entries) - limit_bytes, []
-    for entry in sorted(entries, key=lambda e: (e.used_ns, e.digest)):
-        if excess > 0 and entry.digest not in keep:
-            chosen.append(entry.digest)
-            excess -= entry.size_bytes
-    return chosen
-
-
 class EngineCache:
     """Engine files in a folder that processes, and nodes by a shared file system, use together.
 
@@ -154,7 +131,7 @@ class EngineCache:
         CacheError: others may write into `root`, or a part of it is a link.
     """
 
-    def __init__(self, root: Path, max_bytes: int = 20 * _GB, mac_key: bytes | None = None) -> None:
+    def __init__(self, root: Path, max_bytes: int = LIMIT_BYTES, mac_key: bytes | None = None) -> None:
         self._root, self._max_bytes, self._mac_key = Path(root), max_bytes, mac_key
         self._engines, self._timing, self._quarantine, self._locks = (
             self._root / name for name in ("engines", "timing", "quarantine", "locks")

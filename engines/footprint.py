@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from engines.base import ModelError
-from engines.graph import first_line
+from engines.graph import first_line, weights_as_inputs
 
 BLOCK = 16  # channels; 8 on processors without AVX-512
 BLOCKED = {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "BatchNormalization", "Add", "Mul"}
@@ -59,8 +59,11 @@ def _with_shapes(path: Path, shape: tuple[int, ...]) -> onnx.GraphProto:
     with TemporaryDirectory() as folder:
         _fold(model, path.parent, Path(folder) / "folded.onnx")
         folded = onnx.load(Path(folder) / "folded.onnx", load_external_data=False)
-    inferred = onnx.shape_inference.infer_shapes(folded, data_prop=True)
-    return inferred.graph
+    inferred = onnx.shape_inference.infer_shapes(weights_as_inputs(folded), data_prop=True).graph
+    for field in ("value_info", "output"):
+        folded.graph.ClearField(field)
+        getattr(folded.graph, field).extend(getattr(inferred, field))
+    return folded.graph
 
 
 def _fold(model: onnx.ModelProto, weights: Path, to: Path) -> None:

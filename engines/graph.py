@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +20,7 @@ WEIGHT_TYPES = frozenset(
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
+STRUCTURAL = 1024  # values; no shape, axis, scale or pad of an operator comes from a larger constant
 SUMMING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 
 # Operators that move data, and which of their inputs say where; None = any input.
@@ -48,16 +51,7 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     Raises:
         ModelError: damaged, unsafe, random, or not standard ONNX; names the file and what is wrong with it.
     """
-    path = inside(folder, "model.onnx")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError has moved between releases
-        raise ModelError(f"{path} is no ONNX file or is truncated: {first_line(error)}") from error
-    if not model.graph.node:
-        raise ModelError(f"{path} is no ONNX file or is truncated: it holds no operators")
-    for tensor in _tensors(model):
-        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _external_place(tensor, folder)  # before the checker, which opens external files itself
+    model, path = parse_graph(folder), folder / "model.onnx"
     foreign = {node.domain for node in _nodes(model)} - DEFAULT_DOMAINS
     if foreign:
         raise ModelError(f"{path} uses operators of {sorted(foreign)}; only standard ONNX operators are supported")
@@ -72,6 +66,51 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     except Exception as error:  # checker and shape inference raise unrelated types
         raise ModelError(f"{path} fails the ONNX checker: {first_line(error)}") from error
     return model
+
+
+def parse_graph(folder: Path) -> onnx.ModelProto:
+    """As `read_graph`, but only the places of its external weights are checked, which all lie inside the folder."""
+    path = inside(folder, "model.onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError has moved between releases
+        raise ModelError(f"{path} is no ONNX file or is truncated: {first_line(error)}") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} is no ONNX file or is truncated: it holds no operators")
+    for tensor in _tensors(model):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _external_place(tensor, folder)  # before the checker, which opens external files itself
+    return model
+
+
+def weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which large constants are inputs of the same type and shape, so that it weighs next to nothing.
+
+    ONNX's checker and shape inference copy a whole model several times and find the same without the values.
+    """
+    light = onnx.ModelProto()
+    _copy_fields(model, light, but="graph")
+    _copy_fields(model.graph, light.graph, but="initializer")
+    inputs = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if prod(tensor.dims) <= STRUCTURAL:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    light.ir_version = max(light.ir_version, 4)  # before it every initializer had to be an input, too
+    return light
+
+
+def _copy_fields(message: Message, copy: Any, but: str) -> None:
+    for field, value in message.ListFields():
+        if field.name == but:
+            continue
+        if isinstance(value, Message):
+            getattr(copy, field.name).CopyFrom(value)
+        elif isinstance(value, int | float | str | bytes):
+            setattr(copy, field.name, value)
+        else:
+            getattr(copy, field.name).extend(value)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from engines.base import EngineError
@@ -82,6 +83,18 @@ def hold(
         os.close(descriptor)
 
 
+@cache
+def share(path: Path) -> int:
+    """Keeps a lock busy until this process ends, for any number of processes at once: nobody can `hold` it meanwhile.
+
+    Raises:
+        LockError: the file system has no locks, or does not let us make the file.
+    """
+    while (descriptor := _take(path, fcntl.LOCK_SH)) is None:
+        time.sleep(_FIRST_PAUSE_SECONDS)
+    return descriptor
+
+
 def holder_of(path: Path) -> Holder | None:
     """Who wrote into the lock file last; None if it is gone or being written."""
     try:
@@ -90,11 +103,11 @@ def holder_of(path: Path) -> Holder | None:
         return None
 
 
-def _take(path: Path) -> int | None:
+def _take(path: Path, kind: int = fcntl.LOCK_EX) -> int | None:
     """The locked file; None if another has it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        if _is_ours(path, descriptor):
+        if _is_ours(path, descriptor, kind):
             return descriptor
     except OSError as error:
         raise LockError(f"cannot lock {path}: {error.strerror}; it needs a file system that has locks") from error
@@ -102,10 +115,10 @@ def _take(path: Path) -> int | None:
     return None
 
 
-def _is_ours(path: Path, descriptor: int) -> bool:
+def _is_ours(path: Path, descriptor: int, kind: int) -> bool:
     """True if the lock was free and the file was not removed by its holder after we had opened it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except (BlockingIOError, FileNotFoundError):
         return False

@@ -64,6 +64,18 @@ class Transform(Part):
     name: str = "identity"
 
 
+def _chain(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _unchain(value: tuple[Transform, ...]) -> Any:
+    return value[0] if len(value) == 1 else list(value)
+
+
+Transforms = Annotated[tuple[Transform, ...], Field(min_length=1), BeforeValidator(_chain), PlainSerializer(_unchain)]
+"""One transform or a list of them, in the order in which they make model space."""
+
+
 class ModelInput(Part):
     """What goes in: `frames` fields of one quantity, `cadence` apart, oldest first."""
 
@@ -71,7 +83,7 @@ class ModelInput(Part):
     units: str
     frames: int = Field(ge=1)
     cadence: Duration | None = None
-    transform: Transform = Transform()
+    transform: Transforms = (Transform(),)
     missing: float = 0.0
 
     @model_validator(mode="after")
@@ -108,7 +120,7 @@ class ModelOutput(Part):
     standard_name: str
     units: str
     lead_times: LeadTimes
-    transform: Transform = Transform()
+    transform: Transforms = (Transform(),)
     missing_below: float | None = None
     coverage: Literal["model", "input"] = "input"
 

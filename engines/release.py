@@ -16,7 +16,7 @@ import onnx
 
 from engines.base import ModelError
 from engines.files import settle
-from engines.graph import external_files, first_line, inside, read_graph
+from engines.graph import external_files, first_line, inside, parse_graph
 from engines.model import ModelPackage, load_package
 from engines.precision import Precision
 
@@ -64,7 +64,7 @@ def write_release(
         ModelError: the package or a graph is refused.
         RegistryError: its name or version is no name.
     """
-    names = ["model.onnx", "model.yaml", *sorted(external_files(read_graph(package)))]
+    names = ["model.onnx", "model.yaml", *sorted(external_files(parse_graph(package)))]
     sources = {path: inside(package, path) for path in names} | dict(extras)
     files = {path: _copy(source, draft / path) for path, source in sources.items()}
     copied = load_package(draft)

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -59,19 +60,20 @@ def bring(files: Mapping[str, Path], folder: Path) -> ModelPackage:
             shutil.rmtree(left, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=".package-", dir=folder.parent))
         try:
-            _copy(files, draft)
+            package = _copy(files, draft)
             os.rename(draft, folder)
+            return replace(package, folder=folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return load_package(folder)
 
 
-def _copy(files: Mapping[str, Path], draft: Path) -> None:
+def _copy(files: Mapping[str, Path], draft: Path) -> ModelPackage:
     for name, path in files.items():
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, draft / name)
     try:
-        load_package(draft)
+        return load_package(draft)
     except ModelError as error:
         text = str(error)
         for name, path in files.items():

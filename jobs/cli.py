@@ -346,6 +346,9 @@ def verify(
 def models(folder: Path | None, format_: str) -> None:
     """List the models that squall brings, or show and check the model package in FOLDER.
 
+    A transform in its model.yaml is one step or a list of steps, in order: log, log10, log1p, db, standardise, clip,
+    each with its numbers, such as [{name: clip, minimum: 0}, {name: log1p}].
+
     \b
     Examples:
       squall models

@@ -15,6 +15,7 @@ from engines.model import ModelPackage, load_package
 from engines.precision import Precision
 from engines.registry import Registry, open_registry
 from engines.zoo import KINDS, AdvectionSpec, PersistenceSpec, Spec, UnetSpec, write_package
+from jobs.contract import chain_text, model_needs
 from jobs.folders import cache_folder, registry_place, releases_folder
 from pipelines.errors import ConfigError
 from pipelines.frames import frame_offsets
@@ -130,9 +131,10 @@ def package_rows(folder: Path) -> tuple[Sequence[str], list[tuple[str, str]]]:
     """A table of what a model package is and promises.
 
     Raises:
-        ModelError: the package is refused.
+        ModelError, ConfigError: the package is refused, or its transforms are.
     """
     package = load_package(folder)
+    model_needs(package.contract)
     given, returned = package.contract.input, package.contract.output
     leads = ", ".join(f"{lead / timedelta(minutes=1):g}" for lead in returned.leads)
     tile = package.contract.tile
@@ -141,7 +143,9 @@ def package_rows(folder: Path) -> tuple[Sequence[str], list[tuple[str, str]]]:
         ("description", package.contract.description),
         ("licence", package.contract.licence),
         ("input", f"{given.frames} frames of {given.standard_name}, {given.units}"),
+        ("input transform", chain_text(given.transform)),
         ("output", f"{returned.standard_name}, {returned.units}"),
+        ("output transform", chain_text(returned.transform)),
         ("lead times", f"{leads} min"),
         (
             "tile",

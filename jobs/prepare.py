@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from engines import cuda
 from engines.base import EngineError
 from engines.cores import usable_cores
-from engines.model import Contract, ModelPackage, Transform
+from engines.model import ModelPackage
 from engines.precision import Precision
 from engines.typed import TypedModel
 from jobs import __version__
+from jobs.contract import model_needs
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
 from jobs.needs import tile_needs, try_model
@@ -34,10 +35,8 @@ from pipelines.transform import (
     ModelNeeds,
     make_decoder,
     make_encoder,
-    make_space,
     output_quantity,
 )
-from pipelines.units import Quantity
 
 T = TypeVar("T")
 
@@ -204,33 +203,12 @@ def _for_engine(resources: Resources, product: Product) -> Resources:
     return Resources(0, resources.cores) if product.model.engine == "onnxruntime" else resources
 
 
-def model_needs(contract: Contract) -> ModelNeeds:
-    """What a contract means for pipelines."""
-    given, returned = contract.input, contract.output
-    return ModelNeeds(
-        name=contract.name,
-        version=contract.version,
-        frames=given.frames,
-        cadence=given.cadence,
-        quantity=Quantity(given.standard_name, given.units),
-        space=make_space(_numbers(given.transform), given.missing),
-        leads=returned.leads,
-        output_quantity=Quantity(returned.standard_name, returned.units),
-        output_space=make_space(_numbers(returned.transform), missing_below=returned.missing_below),
-        coverage=returned.coverage,
-    )
-
-
 def attributes_of(product: Product, model: ModelNeeds) -> dict[str, Attribute]:
     """CF attributes of the forecast variable: the model's quantity, and what the product file adds."""
     quantity = output_quantity(product.output, model)
     named = {"standard_name": quantity.standard_name} if quantity.standard_name else {}
     long_name = {"long_name": (quantity.standard_name or product.output.variable).replace("_", " ")}
     return named | long_name | {"units": quantity.units} | dict(product.output.attributes)
-
-
-def _numbers(transform: Transform) -> dict[str, Any]:
-    return transform.model_dump()
 
 
 @dataclass(frozen=True)

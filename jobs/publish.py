@@ -107,6 +107,7 @@ class Desk:
     runtime: Runtime
     tell: Tell
     reference: Remembered
+    typed_before: dict[Precision, TypedModel] = field(default_factory=dict)
 
     def cases(self) -> CaseSet:
         """The cases that were gathered."""
@@ -119,10 +120,14 @@ class Desk:
         return self.work.folder / "graphs" / f"{precision}.onnx"
 
     def typed(self, precision: Precision) -> TypedModel:
-        """The graph of a precision, rewritten before."""
-        if precision == Precision():
-            return type_model(self.package, precision, self.work.folder)
-        return open_typed(self.graph(precision), precision, allow=True)
+        """The graph of a precision, rewritten before; read once, for it is as large as its weights."""
+        if precision not in self.typed_before:
+            self.typed_before[precision] = (
+                type_model(self.package, precision, self.work.folder)
+                if precision == Precision()
+                else open_typed(self.graph(precision), precision, allow=True)
+            )
+        return self.typed_before[precision]
 
     def supply(self, precision: Precision) -> Supplied:
         """The engine of a precision."""

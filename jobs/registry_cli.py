@@ -67,10 +67,17 @@ def add(
 ) -> None:
     """Copy the model package in FOLDER into the registry, as the version that its model.yaml gives.
 
+    FOLDER is shown and checked, transforms and all, by `squall models FOLDER`.
+
     \b
     Example:
       squall model add ./my-model --as rain --report gate.json --report gate.html --why "trained on 2026"
     """
+    from engines.graph import inside
+    from engines.model import read_contract
+    from jobs.contract import model_needs
+
+    model_needs(read_contract(inside(folder, "model.yaml")))
     release = open_registry(root).add(folder, name, reports, cases, user_and_host(), why)
     if format_ == "json":
         click.echo(show.as_json(release))

@@ -7,13 +7,13 @@ from engines import cuda
 from engines.base import ModelError
 from engines.cores import usable_cores
 from engines.model import ModelPackage
-from engines.ort import OrtEngine
 from engines.spec import Shape
 from jobs.cases import CaseSet, archive_cases, stored_cases, storm_cases
+from jobs.contract import model_needs
 from jobs.needs import tile_needs
 from jobs.pace import known_pace
 from jobs.pool import Resources
-from jobs.prepare import choose_plan, model_needs, require_fit
+from jobs.prepare import choose_plan, require_fit
 from pipelines.errors import ConfigError
 from pipelines.planner import Needs, Pace
 from pipelines.product import Product, load_product
@@ -122,6 +122,5 @@ def _check_tile(tile: Tile, package: ModelPackage, tiles: Needs) -> None:
             f"tiles of {size[0]} x {size[1]} cells are no multiples of the stride {tiles.stride} of "
             f"{package.identity}; use {wanted}"
         )
-    count = OrtEngine(package.onnx_path).specs[0].shape[0]
-    if count not in (None, tile[0]):
-        raise ModelError(f"batches of {tile[0]} tiles; {package.identity} takes {count} only")
+    if tiles.batch not in (None, tile[0]):
+        raise ModelError(f"batches of {tile[0]} tiles; {package.identity} takes {tiles.batch} only")

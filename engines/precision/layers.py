@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from engines.base import ModelError
-from engines.graph import MOVERS, first_line
+from engines.graph import MOVERS, first_line, weights_as_inputs
 
 CONVERTER_VERSION = "3"  # raise it with every change of what a rewrite gives: engines are kept by it
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -68,13 +68,13 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def checked(model: onnx.ModelProto, what: str) -> onnx.ModelProto:
-    """The model, after ONNX's full check and strict shape inference.
+    """The model, after ONNX's full check and strict shape inference; the values of large weights are not looked at.
 
     Raises:
         ModelError: ONNX refuses it; says `what` it is.
     """
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(weights_as_inputs(model), full_check=True)
     except Exception as error:  # checker and shape inference raise unrelated types
         raise ModelError(f"{what} of graph {model.graph.name!r} fails the ONNX checker: {first_line(error)}") from error
     value_types(model)
@@ -88,7 +88,8 @@ def value_types(model: onnx.ModelProto) -> dict[str, int]:
         ModelError: a type or shape does not fit.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        light = weights_as_inputs(model)
+        inferred = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # protobuf and shape inference raise unrelated types
         raise ModelError(f"shape inference of graph {model.graph.name!r} fails: {first_line(error)}") from error
     types: dict[str, int] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from engines.base import EngineError, ModelError
+from engines.graph import weights_as_inputs
 from engines.trt.surface import Surface
 
 # Builder flags that let an engine use a type where the network itself does not carry types.
@@ -197,7 +198,7 @@ def _is_free(layer: Any) -> bool:
 def _types_of_values(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX type of every value of the top graph, as far as shape inference knows it."""
     try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
+        graph = onnx.shape_inference.infer_shapes(weights_as_inputs(model)).graph
     except Exception:  # values of unknown type count as float32
         graph = model.graph
     known = {value.name: value.type.tensor_type.elem_type for value in _values(graph)}

@@ -22,7 +22,7 @@ KINDS = {
 
 _RAIN = {"standard_name": "lwe_precipitation_rate", "units": "mm h-1"}
 _DRY = -2.0  # log10 of mm h-1 that stands for everything below the threshold
-_LOG10 = Transform.model_validate({"name": "log10", "threshold": 0.1, "offset": 0.0, "zero": _DRY})
+_LOG10 = (Transform.model_validate({"name": "log10", "threshold": 0.1, "offset": 0.0, "zero": _DRY}),)
 
 
 def write_package(spec: Spec, folder: Path) -> Path:

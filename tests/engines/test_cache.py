@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.cache import WHY, CacheError, EngineCache, Entry, explain, mac_key_from, to_evict
+from engines.cache import WHY, CacheError, EngineCache, explain, mac_key_from
+from engines.eviction import Entry, to_evict
 from engines.lock import LockError, hold, holder_of
 from engines.spec import EngineKey
 

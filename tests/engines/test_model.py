@@ -396,6 +396,30 @@ def test_bad_lead_times_are_refused(tmp_path, plain, package, key, value, messag
     assert message in refusal(package(tmp_path / "m", plain(), output=output))
 
 
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        ([], "input.transform: Tuple should have at least 1 item"),
+        ("log10", "input.transform.0: Input should be a valid dictionary"),
+        ([{"name": "clip"}, "log1p"], "input.transform.1: Input should be a valid dictionary"),
+        ([{"name": "clip"}, {"name": 3}], "input.transform.1.name: Input should be a valid string"),
+        (None, "input.transform.0: Input should be a valid dictionary"),
+    ],
+)
+def test_a_chain_that_is_no_list_of_transforms_is_refused(tmp_path, plain, package, chain, message):
+    given_ = {"standard_name": "rain", "units": "mm h-1", "frames": 1, "transform": chain}
+    assert message in refusal(package(tmp_path / "m", plain(), input=given_))
+
+
+@pytest.mark.parametrize("transform", [{"name": "log1p"}, [{"name": "clip", "minimum": 0}, {"name": "log1p"}]])
+def test_one_transform_and_several_are_written_as_they_were_read(tmp_path, plain, package, transform):
+    given_ = {"standard_name": "rain", "units": "mm h-1", "frames": 2, "cadence": "5min", "transform": transform}
+    contract = load_package(package(tmp_path / "m", plain(), input=given_)).contract
+    assert contract.model_dump(mode="json")["input"]["transform"] == transform
+    chain = [step.model_dump() for step in contract.input.transform]
+    assert chain == (transform if isinstance(transform, list) else [transform])
+
+
 def test_several_frames_without_a_cadence_are_refused(tmp_path, plain, package):
     given_ = {"standard_name": "rain", "units": "mm h-1", "frames": 2}
     assert "input: 2 frames need a cadence" in refusal(package(tmp_path / "m", plain(), input=given_))

@@ -12,7 +12,7 @@ from engines.cases import Case, CaseError, digest, intensity, save_cases
 from engines.model import load_package
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
 from jobs.cases import archive_cases, fit_case, stored_cases, storm_cases
-from jobs.prepare import model_needs
+from jobs.contract import model_needs
 from pipelines.errors import ConfigError
 from pipelines.product import load_product
 from pipelines.source import find_inputs, open_source

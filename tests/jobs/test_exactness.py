@@ -13,7 +13,7 @@ from engines.base import OutOfMemoryError
 from engines.model import load_package
 from engines.ort import OrtEngine
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
-from jobs.prepare import model_needs
+from jobs.contract import model_needs
 from pipelines.buffers import Buffers
 from pipelines.encoding import Encoding
 from pipelines.grid import Window

@@ -19,7 +19,7 @@ from engines.ort import OnnxRuntime, OrtEngine
 from engines.registry import Registry
 from engines.typed import PrecisionError
 from engines.zoo import PersistenceSpec, UnetSpec, write_package
-from jobs import bench
+from jobs import bench, bring
 from jobs import publish as publishing
 from jobs.cli import main
 from jobs.outcome import Exit
@@ -113,6 +113,19 @@ def test_the_same_again_changes_nothing_and_does_nothing_twice(home):
     assert again["precisions"] == first["precisions"]
     fresh = [step["name"] for step in again["steps"] if not step["was_finished"]]
     assert fresh == ["check", "add", "promote"]
+
+
+def test_a_large_model_is_checked_and_read_as_seldom_as_can_be(home, monkeypatch):
+    """Each of these takes seconds where the weights are hundreds of megabytes."""
+    calls = []
+    for module, name in ((bring, "load_package"), (publishing, "open_typed"), (onnx.checker, "check_model")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, r=real, **k: calls.append((n, a)) or r(*a, **k))
+    publish(write_model(home / "unet"), "--precision", "float32,half")
+    assert [name for name, _ in calls].count("load_package") == 1
+    assert [name for name, _ in calls].count("open_typed") == 1
+    whole = [args for name, args in calls if name == "check_model" and isinstance(args[0], str)]
+    assert len(whole) == 2  # what was brought, and what the registry will keep
 
 
 def test_new_weights_of_the_same_graph_are_said_to_be_no_more_than_that(home):

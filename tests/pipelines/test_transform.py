@@ -46,10 +46,20 @@ SPACES = {
     "identity": [],
     "log10": {"name": "log10", "threshold": 0.1, "zero": -2.0},
     "log10 with offset": {"name": "log10", "offset": 0.01},
+    "log": {"name": "log", "threshold": 0.1, "zero": -3.0},
+    "log1p": {"name": "log1p"},
     "db": {"name": "db", "threshold": 0.1, "zero": -15.0},
     "clip": {"name": "clip", "minimum": 0.0, "maximum": 400.0},
     "standardise": {"name": "standardise", "mean": 3.0, "std": 12.5},
     "two steps": [{"name": "dbr", "threshold": 0.1, "zero": -15.0}, {"name": "standardise", "mean": -5.0, "std": 10.0}],
+    "log, standardise": [{"name": "log", "threshold": 0.1, "zero": -3}, {"name": "standardise", "mean": 0.7, "std": 3}],
+    "clip, log1p": [{"name": "clip", "minimum": 0, "maximum": 400}, {"name": "log1p"}],
+    "clip, log1p, standardise": [
+        {"name": "clip", "minimum": 0, "maximum": 400},
+        {"name": "log1p", "threshold": 0.1, "zero": 0},
+        {"name": "standardise", "mean": 0.3, "std": 0.7},
+    ],
+    "standardise, log1p": [{"name": "standardise", "std": 20.0}, {"name": "log1p"}],
 }
 spaces = pytest.mark.parametrize("parts", SPACES.values(), ids=SPACES)
 packings = st.builds(
@@ -80,6 +90,69 @@ def test_undoing_a_transform_gives_the_values_back(parts, values):
     space.undo(back)
     dry = values < 0.1 if "threshold" in str(parts) else np.zeros(20, bool)
     np.testing.assert_allclose(back, np.where(dry, 0, values), rtol=1e-5, atol=2e-5)
+
+
+@given(
+    kind=st.sampled_from(["log", "log10", "log1p", "db"]),
+    threshold=st.floats(0.01, 10),
+    depth=st.floats(0.01, 10),
+    mean=st.floats(-30, 30),
+    std=st.floats(0.01, 30),
+    top=st.floats(300, 1000),
+    values=hnp.arrays(np.float64, 20, elements=st.floats(0, 300)),
+)
+def test_through_a_chain_wet_comes_back_and_dry_stays_dry(kind, threshold, depth, mean, std, top, values):
+    """To the last cell, also at the threshold itself, which many stores have a code for."""
+    zero = {"log": np.log, "log1p": np.log1p}.get(kind, np.log10)(threshold) * (10 if kind == "db" else 1) - depth
+    space = make_space(
+        [
+            {"name": "clip", "minimum": 0, "maximum": top},
+            {"name": kind, "threshold": threshold, "zero": float(zero)},
+            {"name": "standardise", "mean": mean, "std": std},
+        ]
+    )
+    values[:2] = 0, threshold
+    there = values.copy()
+    space.apply(there)
+    back = there.astype(np.float32)
+    space.undo(back)
+    dry = values < threshold
+    assert (back[dry] == 0).all()
+    np.testing.assert_allclose(back[~dry], values[~dry], rtol=2e-4)
+
+
+def test_the_natural_logarithms_are_those_of_the_textbook():
+    values = np.array([0.0, 0.1, 1.0, 20.0])
+    natural, plus_one = values.copy(), values.copy()
+    make_space({"name": "log", "threshold": 0.1, "zero": -3}).apply(natural)
+    make_space({"name": "log1p"}).apply(plus_one)
+    np.testing.assert_allclose(natural, [-3, *np.log(values[1:])], rtol=1e-12)
+    np.testing.assert_allclose(plus_one, np.log1p(values), rtol=1e-12)
+
+
+def test_steps_are_applied_in_their_order():
+    values = np.array([0.0, 5.0, 99.0])
+    make_space([{"name": "clip", "maximum": 9}, {"name": "log1p"}, {"name": "standardise", "mean": 1, "std": 2}]).apply(
+        values
+    )
+    np.testing.assert_allclose(values, (np.log1p([0, 5, 9]) - 1) / 2)
+
+
+@spaces
+def test_what_lies_below_the_dry_mark_is_one_value(parts):
+    space = make_space(parts)
+    below = np.array([-1e30, -100, -15, np.nextafter(space.dry_below, np.float32(-np.inf))], np.float32)
+    below = below[below < space.dry_below]
+    with np.errstate(over="ignore"):
+        space.undo(below)
+    assert len(np.unique(below)) <= 1
+
+
+def test_a_chain_has_a_dry_mark_only_where_its_logarithm_is_last():
+    log, clip, scale = {"name": "log1p"}, {"name": "clip", "minimum": 0}, {"name": "standardise", "std": 2}
+    assert make_space([clip, log]).dry_below == make_space(log).dry_below > -1e-30
+    for other in (scale, clip):
+        assert make_space([log, other]).dry_below == -np.inf
 
 
 @spaces
@@ -118,7 +191,31 @@ def test_not_a_number_stays_so_both_ways(parts):
         ({"name": "log10", "threshold": "low", "zero": -2}, "threshold='low'; expected numbers"),
         ({"name": "standardise", "std": 0}, "std is 0"),
         ({"name": "clip", "minimum": 3, "maximum": 3}, "leaves nothing"),
-        ([{"name": "clip", "minimum": 0}, {"name": "sqrt"}], "'sqrt'"),
+        ({"name": "log"}, "threshold 0 \\+ offset 0 has no logarithm"),
+        ({"name": "log1p", "threshold": -1}, "threshold -1 \\+ offset 1 has no logarithm"),
+        ({"name": "log1p", "offset": 2}, "'log1p' does not take \\['offset'\\]"),
+        ({"name": "log", "threshold": 0.1, "zero": -2}, "zero -2 does not lie below .* which is -2.30259"),
+        ({"name": "standardise", "mean": np.nan}, "mean=nan; expected numbers"),
+        ({"name": "standardise", "mean": np.inf}, "mean is inf"),
+        ([{"name": "clip", "minimum": 0}, {"name": "sqrt"}], "in clip -> sqrt: transform 'sqrt' .* expected one of"),
+        ([{"name": "clip"}, {"name": "standardise", "std": 0}], "in clip -> standardise: mean is 0, std is 0"),
+        ([{"name": "clip", "minimum": 0.1}, {"name": "log"}], "in clip -> log: threshold 0 \\+ offset 0"),
+        (
+            [{"name": "clip", "minimum": 0.1}, {"name": "log1p"}],
+            "clip -> log1p: log1p gives 0 back for dry, .* make 0.1",
+        ),
+        ([{"name": "standardise", "mean": 3}, {"name": "log1p"}], "standardise -> log1p: log1p gives 0 .* make 3"),
+        ([SPACES["log"], {"name": "log", "offset": 1}], "log -> log: log begins at -2.30259, .* give back as 0"),
+        (
+            [SPACES["log10"], {"name": "clip", "minimum": -1}],
+            "log10 has the zero -2.0, which .* give back as -1; the thr",
+        ),
+        (
+            [{"name": "log1p"}, {"name": "clip", "minimum": 0.5}],
+            "log1p -> clip: log1p begins at 0, .* give back as 0.5",
+        ),
+        ([SPACES["log10"], {"name": "clip", "maximum": -1.5}], "log10 begins at -1, .* give back as -1.5"),
+        ([SPACES["log10"], {"name": "standardise", "mean": 1e9}], "log10 begins at -1, .* give back as 0"),
     ],
 )
 def test_a_transform_that_makes_no_sense_is_refused(parts, message):

@@ -1,0 +1,53 @@
+"""What a model's contract means to those who know grids and units, but no models."""
+
+from engines.model import Contract, Transform
+from pipelines.errors import ConfigError
+from pipelines.transform import ModelNeeds, ModelSpace, make_space
+from pipelines.units import Quantity
+
+
+def model_needs(contract: Contract) -> ModelNeeds:
+    """What a contract means for pipelines.
+
+    Raises:
+        ConfigError: a transform that makes no sense; names the key, the step and what was expected.
+    """
+    given, returned = contract.input, contract.output
+    return ModelNeeds(
+        name=contract.name,
+        version=contract.version,
+        frames=given.frames,
+        cadence=given.cadence,
+        quantity=Quantity(given.standard_name, given.units),
+        space=_space(contract, "input", given.transform, given.missing),
+        leads=returned.leads,
+        output_quantity=Quantity(returned.standard_name, returned.units),
+        output_space=_space(contract, "output", returned.transform, missing_below=returned.missing_below),
+        coverage=returned.coverage,
+    )
+
+
+def _space(
+    contract: Contract,
+    side: str,
+    chain: tuple[Transform, ...],
+    missing: float = 0.0,
+    missing_below: float | None = None,
+) -> ModelSpace:
+    try:
+        return make_space([step.model_dump() for step in chain], missing, missing_below)
+    except ConfigError as error:
+        raise ConfigError(f"{side}.transform of the model {contract.name} {contract.version}: {error}") from error
+
+
+def chain_text(chain: tuple[Transform, ...]) -> str:
+    """A chain of transforms on one line.
+
+    >>> chain_text((Transform.model_validate({"name": "clip", "minimum": 0}), Transform(name="log1p")))
+    'clip minimum=0 -> log1p'
+    """
+    return " -> ".join(" ".join([s.name, *(f"{key}={value}" for key, value in _numbers(s))]) for s in chain)
+
+
+def _numbers(step: Transform) -> list[tuple[str, object]]:
+    return [(key, value) for key, value in step.model_dump().items() if key != "name"]

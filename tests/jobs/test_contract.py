@@ -1,0 +1,68 @@
+"""A contract becomes what pipelines need; what makes no sense is refused with its key, wherever a model comes in."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from engines.model import Transform, load_package
+from engines.zoo import PersistenceSpec, write_package
+from jobs.cli import main
+from jobs.contract import chain_text, model_needs
+from jobs.models import package_rows
+from pipelines.errors import ConfigError
+
+CHAIN = [{"name": "clip", "minimum": 0}, {"name": "log1p"}, {"name": "standardise", "mean": 0.5, "std": 2}]
+BAD = [{"name": "log1p"}, {"name": "clip", "minimum": 1}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_package(PersistenceSpec((-5.0, 0.0), (5.0,)), tmp_path / "model")
+
+
+def change(folder, side, transform):
+    """The package with another transform."""
+    tree = yaml.safe_load((folder / "model.yaml").read_text())
+    tree[side]["transform"] = transform
+    (folder / "model.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_chain_of_the_contract_is_what_the_model_sees(folder, side):
+    needs = model_needs(load_package(change(folder, side, CHAIN)).contract)
+    space, other = (needs.space, needs.output_space)[:: 1 if side == "input" else -1]
+    values = np.array([0.0, 3.0])
+    space.apply(values)
+    np.testing.assert_allclose(values, (np.log1p([0, 3]) - 0.5) / 2)
+    assert other.steps == ()
+    assert needs.cadence == timedelta(minutes=5)
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_bad_chain_is_refused_with_its_key(folder, side):
+    contract = load_package(change(folder, side, BAD)).contract
+    with pytest.raises(ConfigError, match=f"{side}.transform of the model persistence 1.0: in log1p -> clip: log1p"):
+        model_needs(contract)
+
+
+@pytest.mark.parametrize("command", [["models"], ["model", "add"]])
+def test_a_bad_chain_is_refused_before_a_model_is_used(folder, command, tmp_path):
+    registry = ["--registry", str(tmp_path / "registry")] if "add" in command else []
+    result = CliRunner().invoke(main, [*command, str(change(folder, "output", BAD)), *registry])
+    assert result.exit_code != 0
+    assert "output.transform of the model" in " ".join(result.output.split())
+    assert not (tmp_path / "registry").exists()
+
+
+def test_a_package_is_shown_with_its_chains(folder):
+    rows = dict(package_rows(change(folder, "input", CHAIN))[1])
+    assert rows["input transform"] == "clip minimum=0 -> log1p -> standardise mean=0.5 std=2"
+    assert rows["output transform"] == "identity"
+
+
+def test_a_single_step_is_a_chain_of_one():
+    assert chain_text((Transform(name="log1p"),)) == "log1p"
