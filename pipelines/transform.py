@@ -235,7 +235,10 @@ def _bounded(named: Sequence[tuple[str, Step]], place: int) -> Step:
     if dry[0]:
         raise ConfigError(f"{chain} gives 0 back for dry, which the steps before it make {dry[0]:g}; expected 0")
     if not np.isclose(least, step.least, rtol=1e-3, atol=1e-3):
-        raise ConfigError(f"{chain} begins at {step.least:g}, which the steps after it give back as {least:g}")
+        raise ConfigError(
+            f"{chain} gives {step.least:g} for its threshold {step.threshold:g}, which the steps after it give back as "
+            f"{least:g}; expected the same"
+        )
     if zero >= bound:
         raise ConfigError(
             f"{chain} has the zero {step.zero}, which the steps after it give back as {zero:g}; the threshold is "

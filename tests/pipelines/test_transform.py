@@ -205,17 +205,26 @@ def test_not_a_number_stays_so_both_ways(parts):
             "clip -> log1p: log1p gives 0 back for dry, .* make 0.1",
         ),
         ([{"name": "standardise", "mean": 3}, {"name": "log1p"}], "standardise -> log1p: log1p gives 0 .* make 3"),
-        ([SPACES["log"], {"name": "log", "offset": 1}], "log -> log: log begins at -2.30259, .* give back as 0"),
+        (
+            [SPACES["log"], {"name": "log", "offset": 1}],
+            "log -> log: log gives -2.30259 for its threshold 0.1, .* give back as 0",
+        ),
         (
             [SPACES["log10"], {"name": "clip", "minimum": -1}],
             "log10 has the zero -2.0, which .* give back as -1; the thr",
         ),
         (
             [{"name": "log1p"}, {"name": "clip", "minimum": 0.5}],
-            "log1p -> clip: log1p begins at 0, .* give back as 0.5",
+            "log1p -> clip: log1p gives 0 for its .* give back as 0.5; expected",
         ),
-        ([SPACES["log10"], {"name": "clip", "maximum": -1.5}], "log10 begins at -1, .* give back as -1.5"),
-        ([SPACES["log10"], {"name": "standardise", "mean": 1e9}], "log10 begins at -1, .* give back as 0"),
+        (
+            [SPACES["log10"], {"name": "clip", "maximum": -1.5}],
+            "log10 gives -1 for its threshold 0.1, .* give back as -1.5",
+        ),
+        (
+            [SPACES["log10"], {"name": "standardise", "mean": 1e9}],
+            "log10 gives -1 for its threshold 0.1, .* give back as 0;",
+        ),
     ],
 )
 def test_a_transform_that_makes_no_sense_is_refused(parts, message):
