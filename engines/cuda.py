@@ -315,6 +315,13 @@ def copy(target: DeviceBuffer | PinnedBuffer, source: DeviceBuffer | PinnedBuffe
     call("cudaMemcpyAsync", target.handle, source.handle, nbytes, kind, stream.handle)
 
 
+def fill(target: DeviceBuffer, nbytes: int, stream: Stream) -> None:
+    """Queue that the first bytes are all ones, which is NaN in floats."""
+    if nbytes > target.nbytes:
+        raise ValueError(f"{nbytes} bytes do not fit a buffer of {target.nbytes}")
+    call("cudaMemsetAsync", target.handle, 0xFF, nbytes, stream.handle)
+
+
 def select(device: int) -> None:
     """Make a GPU the current one of this thread.
 

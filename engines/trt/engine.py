@@ -19,7 +19,7 @@ from engines.codes import CodeTable
 from engines.cuda import Stream
 from engines.spec import Profile, Shape, TensorSpec, to_shape
 from engines.trt.builder import Journal
-from engines.trt.lane import Buffers, LaneSize, Streams
+from engines.trt.lane import Buffers, LaneSize, Output, Streams
 from engines.trt.memory import LANES, Memory
 from engines.trt.packer import Packer
 from engines.trt.refit import refit
@@ -303,7 +303,8 @@ class TensorRTEngine:
         """Queue one inference between two addresses on the GPU; the shape of the result."""
         made = self._bind(shape, stream)
         addresses = buffers.given.handle, buffers.returned.handle
-        self._replay.queue(addresses, stream, lambda stream: self._enqueue(addresses, stream))
+        output = Output(buffers, math.prod(made) * np.dtype(self.specs[1].dtype).itemsize, stream)
+        self._replay.queue(addresses, stream, lambda stream: self._enqueue(addresses, stream), output)
         return made
 
     def _enqueue(self, addresses: tuple[int, int], stream: Stream) -> None:

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engines.base import Split
-from engines.cuda import DeviceBuffer, Event, Mark, PinnedBuffer, Stream, copy
+from engines.cuda import DeviceBuffer, Event, Mark, PinnedBuffer, Stream, copy, fill
 
 
 class LaneSize(NamedTuple):
@@ -47,6 +50,30 @@ class Streams:
     def synchronize(self) -> None:
         for stream in (self.copy_in, self.compute, self.copy_out):
             stream.synchronize()
+
+
+@dataclass(frozen=True)
+class Output:
+    """The result of a batch as it lies on the GPU; whoever looks at it holds the lane and the queue.
+
+    Attributes:
+        nbytes: of the result.
+        stream: that computes it.
+    """
+
+    buffers: "Buffers"
+    nbytes: int
+    stream: Stream
+
+    def read(self) -> NDArray[Any]:
+        """Its bytes, once all that was queued is done."""
+        copy(self.buffers.staged_out, self.buffers.returned, self.nbytes, self.stream)
+        self.stream.synchronize()
+        return self.buffers.staged_out.array((self.nbytes,), np.uint8).copy()
+
+    def spoil(self) -> None:
+        """Queue that it is overwritten."""
+        fill(self.buffers.returned, self.nbytes, self.stream)
 
 
 @dataclass(frozen=True, eq=False)

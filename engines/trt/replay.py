@@ -5,6 +5,10 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engines import cuda
 from engines.base import EngineError, InferenceError
@@ -20,12 +24,24 @@ Enqueue = Callable[[Stream], None]
 """Puts an inference into a stream, by TensorRT."""
 
 
+class Output(Protocol):
+    """Where an inference leaves its result on the GPU."""
+
+    def read(self) -> NDArray[Any]:
+        """What is there once all that was queued is done, a copy."""
+        ...
+
+    def spoil(self) -> None:
+        """Queue that what is there is overwritten by something that is no result."""
+        ...
+
+
 class Replay:
     """The CUDA graphs of one execution context, by the addresses of input and output on the GPU.
 
     The first inference between two addresses is queued by TensorRT, the second too and then captured, later ones are
-    launched. So TensorRT has been through the same inference just before it is captured, as it asks for, and no batch
-    depends on a capture. What cannot be captured is queued by TensorRT for ever.
+    launched. So TensorRT has been through the same inference just before it is captured, as it asks for. A graph is
+    kept if it then gives the same result, bit by bit. What cannot be captured is queued by TensorRT for ever.
 
     A graph holds good for the shape, the optimization profile, the activation memory and the weights that it was
     captured with: `forget` is to be called when one of them changes. For one thread at a time.
@@ -43,15 +59,15 @@ class Replay:
         """How many graphs there are."""
         return sum(graph is not None for graph in self._graphs.values())
 
-    def queue(self, addresses: Addresses, stream: Stream, enqueue: Enqueue) -> None:
-        """Queue the inference between two addresses.
+    def queue(self, addresses: Addresses, stream: Stream, enqueue: Enqueue, output: Output) -> None:
+        """Queue the inference between two addresses, the second of which is that of the output.
 
         Raises:
             InferenceError: of `enqueue`; a graph that fails is none.
         """
         if not self._launch(addresses, stream):
             enqueue(stream)
-            self._learn(addresses, enqueue)
+            self._learn(addresses, stream, enqueue, output)
 
     def forget(self) -> None:
         """Destroy the graphs; what is in a stream still runs."""
@@ -71,15 +87,23 @@ class Replay:
             return True
         return False
 
-    def _learn(self, addresses: Addresses, enqueue: Enqueue) -> None:
+    def _learn(self, addresses: Addresses, stream: Stream, enqueue: Enqueue, output: Output) -> None:
         """Take notice that an inference was queued; the second time, capture it."""
         if not self._is_on:
             return
+        if addresses not in self._graphs:
+            self._keep(addresses, None)
+            return
         with self._or_never_again():
-            self._graphs[addresses] = cuda.capture(enqueue) if addresses in self._graphs else None
-            self._graphs.move_to_end(addresses)
-            if len(self._graphs) > self._most:
-                self._drop(next(iter(self._graphs)))
+            self._keep(addresses, _proven(cuda.capture(enqueue), stream, output))
+        if not self._is_on:
+            enqueue(stream)  # the attempt may have spoiled the result
+
+    def _keep(self, addresses: Addresses, graph: Graph | None) -> None:
+        self._graphs[addresses] = graph
+        self._graphs.move_to_end(addresses)
+        if len(self._graphs) > self._most:
+            self._drop(next(iter(self._graphs)))
 
     @contextmanager
     def _or_never_again(self) -> Iterator[None]:
@@ -94,6 +118,24 @@ class Replay:
         graph = self._graphs.pop(addresses)
         if graph is not None:
             graph.close()
+
+
+def _proven(graph: Graph, stream: Stream, output: Output) -> Graph:
+    """The graph, once its result is known to be the one that is there now.
+
+    Raises:
+        InferenceError: it is another one; the graph is closed.
+    """
+    try:
+        expected = output.read()
+        output.spoil()
+        graph.launch(stream)
+        if not np.array_equal(output.read(), expected):
+            raise InferenceError("the replay of a batch gave another result")
+        return graph
+    except BaseException:
+        graph.close()
+        raise
 
 
 def is_wanted(environment: Mapping[str, str] = os.environ) -> bool:

@@ -305,6 +305,11 @@ class HostCuda:
         ctypes.memmove(target, source, nbytes)
         return ()
 
+    def _cudaMemsetAsync(self, target: int, value: int, nbytes: int, stream: int) -> tuple[()]:
+        assert stream not in self.captures
+        ctypes.memset(target, value, nbytes)
+        return ()
+
     def _new_handle(self) -> int:
         self.created += 1
         self.handles.add(self.created)

@@ -56,7 +56,7 @@ def test_the_second_inference_is_captured_and_from_the_third_on_tensorrt_is_not_
     for _ in range(5):
         check(engine)
         counts.append((enqueued(surface), host_cuda.called["cudaGraphLaunch"]))
-    assert counts == [(1, 0), (3, 0), (3, 1), (3, 2), (3, 3)]
+    assert counts == [(1, 0), (3, 1), (3, 2), (3, 3), (3, 4)]  # a capture is proven by a launch
     calls = len(surface.module.calls)
     check(engine)
     assert len(surface.module.calls) == calls
@@ -136,7 +136,7 @@ def test_a_refit_forgets_them_before_weights_move(load, surface, host_cuda, conv
     assert there == [0]
     launches = host_cuda.called["cudaGraphLaunch"]
     check(engine, times=2)
-    assert host_cuda.called["cudaGraphLaunch"] == launches
+    assert host_cuda.called["cudaGraphLaunch"] == launches + 1  # the proof of a new one
     assert len(engine._replay) == 1
 
 
@@ -161,7 +161,7 @@ def test_a_timed_batch_is_replayed_too(load, host_cuda):
     engine = load()
     for _ in range(3):
         engine.timed(noise(*SHAPE))
-    assert host_cuda.called["cudaGraphLaunch"] == 1
+    assert host_cuda.called["cudaGraphLaunch"] == 2
 
 
 # What cannot be captured
@@ -221,8 +221,28 @@ def test_a_graph_that_cannot_be_launched_costs_no_batch(load, surface, host_cuda
     host_cuda.fail["cudaGraphLaunch"] = "cudaErrorInvalidValue"
     check(engine, times=3)
     assert caplog.text.count("CUDA graphs") == 1
-    assert host_cuda.called["cudaGraphLaunch"] == 2
+    assert host_cuda.called["cudaGraphLaunch"] == 3
     assert not len(engine._replay)
+
+
+def test_a_graph_that_gives_another_result_is_never_used(load, surface, host_cuda, caplog):
+    caplog.set_level(logging.INFO, "engines.trt")
+    engine, handles = load(), set(host_cuda.handles)
+    host_cuda._cudaGraphLaunch = lambda graph, stream: ()  # leaves the output as it was: spoiled
+    check(engine, times=5)
+    assert host_cuda.called["cudaGraphLaunch"] == 1
+    assert "TensorRT queues every batch: the replay of a batch gave another result" in caplog.text
+    assert not len(engine._replay)
+    assert set(host_cuda.handles) == handles
+
+
+def test_a_proof_that_fails_half_way_costs_no_batch(load, host_cuda, caplog):
+    caplog.set_level(logging.INFO, "engines.trt")
+    engine, handles = load(), set(host_cuda.handles)
+    host_cuda.fail["cudaGraphLaunch"] = "cudaErrorInvalidValue"
+    check(engine, times=3)
+    assert caplog.text.count("CUDA graphs") == 1
+    assert set(host_cuda.handles) == handles
 
 
 def test_a_batch_that_tensorrt_refuses_is_an_error_and_switches_nothing_off(load, surface):
@@ -270,6 +290,16 @@ def stream(host_cuda):
         yield opened
 
 
+class Same:
+    """An output that is always the same."""
+
+    def read(self):
+        return np.zeros(1)
+
+    def spoil(self):
+        pass
+
+
 def put(host_cuda, done, address):
     """Enqueues work that writes an address down."""
     return lambda stream: host_cuda.put(stream.handle, lambda: done.append(address))
@@ -278,12 +308,12 @@ def put(host_cuda, done, address):
 def test_of_more_addresses_than_are_kept_the_ones_used_least_recently_are_forgotten(host_cuda, stream):
     replay, done, handles = Replay(most=3), [], set(host_cuda.handles)
     for address in (1, 1, 2, 2, 3, 3, 1, 4, 4):  # 4 comes when 2 was not used for the longest
-        replay.queue((address, 0), stream, put(host_cuda, done, address))
-    assert done == [1, 1, 2, 2, 3, 3, 1, 4, 4]
+        replay.queue((address, 0), stream, put(host_cuda, done, address), Same())
+    assert done == [1, 1, 1, 2, 2, 2, 3, 3, 3, 1, 4, 4, 4]  # the proof of a capture does it once more
     assert len(replay) == len(host_cuda.handles - handles) == 3
     launches = host_cuda.called["cudaGraphLaunch"]
     for address in (1, 3, 4, 2):
-        replay.queue((address, 0), stream, put(host_cuda, done, address))
+        replay.queue((address, 0), stream, put(host_cuda, done, address), Same())
     assert host_cuda.called["cudaGraphLaunch"] == launches + 3
     replay.close()
     assert set(host_cuda.handles) == handles
@@ -292,7 +322,7 @@ def test_of_more_addresses_than_are_kept_the_ones_used_least_recently_are_forgot
 def test_more_lanes_in_turn_than_are_kept_are_queued_and_never_captured(host_cuda, stream):
     replay, done = Replay(most=2), []
     for address in [1, 2, 3] * 5:
-        replay.queue((address, 0), stream, put(host_cuda, done, address))
+        replay.queue((address, 0), stream, put(host_cuda, done, address), Same())
     assert done == [1, 2, 3] * 5
     assert not host_cuda.called["cudaStreamBeginCapture"]
 
