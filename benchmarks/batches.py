@@ -2,7 +2,7 @@
 
     python -m benchmarks.batches [--width 32] [--depth 4] [--tile 256 256] [--most 16] [--repeats 30]
 
-Prints the time on the GPU of a batch and of a tile in it. The planner's `FULL_CELLS` is taken from this table.
+Prints the time on the GPU of a batch and of a tile in it: whether the planner's `FULL_CELLS` fits a GPU.
 """
 
 import argparse

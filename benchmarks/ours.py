@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import astuple
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from engines.cores import usable_cores
 from engines.ort import OrtEngine
@@ -41,11 +43,17 @@ def squall(folder: Path) -> Start:
 
 
 def traced(folder: Path) -> Start:
-    """As squall, with what was done when; what the cycle before has published is removed first, and not timed."""
+    """As squall, with what was done when; what the cycle before has published is removed first, and not timed.
+
+    All laps but the first one begin when all workers are ready.
+    """
     prepared, pool, times = _open(folder)
+    laps = count()
 
     def start(number: int, path: Path) -> Callable[[], dict[str, Any]]:
         shutil.rmtree(prepared.product.output.store, ignore_errors=True)
+        if next(laps) and pool.starting:
+            ray.wait(list(pool.starting), num_returns=len(pool.starting))
         return partial(run, number)
 
     def run(number: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pipelines.errors import ConfigError
 from pipelines.product import TilingSpec
 from pipelines.tiling import Shape, Tiling, round_up
 
-FULL_CELLS = 1 << 20  # of a batch, from which on a GPU takes no less time for each cell; benchmarks/RESULTS.md
+FULL_CELLS = 1 << 20  # of a batch that fills a GPU; assumed, benchmarks/batches.py shows it for a GPU at hand
 _ALONE = 0.3  # of the host's work on a block, what one thread does: reading and decoding
 
 
