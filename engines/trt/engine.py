@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import cuda
-from engines.base import EngineError, InferenceError, OpenLane, Split, as_given
+from engines.base import DeviceLostError, EngineError, InferenceError, OpenLane, Split, as_given
 from engines.codes import CodeTable
 from engines.cuda import Stream
 from engines.spec import Profile, Shape, TensorSpec, to_shape
@@ -261,16 +261,24 @@ class TensorRTEngine:
 
     @contextmanager
     def _queue(self) -> Iterator[Streams]:
-        """The streams, to this thread alone; after an error they are empty, so that buffers are free again."""
+        """The streams, to this thread alone; after an error they are empty, so that buffers are free again.
+
+        Raises:
+            DeviceLostError: the GPU is lost, whatever the error was that told of it first.
+        """
         with self._memory.queue:
             if self._is_closed:
                 raise InferenceError("the engine is closed")
             cuda.call("cudaSetDevice", self._memory.device)
             try:
                 yield self._memory.streams
-            except BaseException:
-                with suppress(InferenceError):
+            except BaseException as error:
+                try:
                     self._memory.streams.synchronize()
+                except DeviceLostError as lost:
+                    raise lost from error
+                except InferenceError:
+                    pass
                 raise
 
     def _finish(self) -> None:

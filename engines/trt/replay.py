@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import cuda
-from engines.base import EngineError, InferenceError
+from engines.base import DeviceLostError, EngineError, InferenceError
 from engines.cuda import Graph, Stream
 
 log = logging.getLogger("engines.trt")
@@ -64,6 +64,7 @@ class Replay:
 
         Raises:
             InferenceError: of `enqueue`; a graph that fails is none.
+            DeviceLostError: of either.
         """
         if not self._launch(addresses, stream):
             enqueue(stream)
@@ -109,6 +110,8 @@ class Replay:
     def _or_never_again(self) -> Iterator[None]:
         try:
             yield
+        except DeviceLostError:
+            raise
         except InferenceError as error:
             self._is_on = False
             self.forget()

@@ -151,6 +151,18 @@ def test_a_lost_gpu_is_told_from_a_failed_batch(load, host_cuda):
     assert not isinstance(failed.value, DeviceLostError)
 
 
+def test_a_gpu_is_known_to_be_lost_where_tensorrt_only_refuses(load, surface, host_cuda):
+    engine = load()
+    surface.module.refuse["IExecutionContext.execute_async_v3"] = False
+    with pytest.raises(InferenceError) as failed:
+        engine(noise(1, 2, 8, 8))
+    assert not isinstance(failed.value, DeviceLostError)
+    host_cuda.fail["cudaStreamSynchronize"] = "cudaErrorIllegalAddress"
+    with pytest.raises(DeviceLostError) as lost:
+        engine(noise(1, 2, 8, 8))
+    assert "TensorRT refuses execute_async_v3" in str(lost.value.__cause__)
+
+
 def test_a_closed_engine_says_so(load):
     engine = load()
     engine.close()

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from engines import cuda
-from engines.base import EngineError, InferenceError
+from engines.base import DeviceLostError, EngineError, InferenceError
 from engines.trt import engine as engine_module
 from engines.trt.engine import TensorRTEngine
 from engines.trt.memory import Memory
@@ -243,6 +243,20 @@ def test_a_proof_that_fails_half_way_costs_no_batch(load, host_cuda, caplog):
     check(engine, times=3)
     assert caplog.text.count("CUDA graphs") == 1
     assert set(host_cuda.handles) == handles
+
+
+@pytest.mark.parametrize(
+    ("function", "before"),
+    [("cudaGraphInstantiate", 1), ("cudaMemsetAsync", 1), ("cudaGraphLaunch", 1), ("cudaGraphLaunch", 3)],
+)
+def test_a_gpu_that_is_lost_is_no_graph_that_fails(load, surface, host_cuda, function, before):
+    engine = load()
+    check(engine, times=before)
+    tried = enqueued(surface)
+    host_cuda.fail[function] = "cudaErrorECCUncorrectable"
+    with pytest.raises(DeviceLostError, match=function):
+        check(engine)
+    assert enqueued(surface) == tried + (2 if before == 1 else 0)  # nothing after the loss
 
 
 def test_a_batch_that_tensorrt_refuses_is_an_error_and_switches_nothing_off(load, surface):
