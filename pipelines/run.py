@@ -121,7 +121,8 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
         with watch("write"):
             if forecaster.mask_from_input:
                 missing_now = forecaster.decoder.is_missing(here[-1])
-                turn.map(partial(forecaster.encoder.mask, missing=missing_now), np.array_split(codes, turn.threads))
+                parts = np.array_split(codes, min(turn.threads, len(codes)))
+                turn.map(partial(forecaster.encoder.mask, missing=missing_now), parts)
             written = write_block(draft, block.window, codes, turn)
     missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
     return BlockResult(block.index, run, reused, missing, written, watch.seconds(), spans=watch.spans)

@@ -46,7 +46,13 @@ def results_of(futures: Sequence[Future[T]]) -> list[T]:
         wait(futures, return_when=FIRST_EXCEPTION)
     finally:
         _end(futures)
-    return [future.result() for future in futures if not future.cancelled()]
+    error = next(filter(None, (future.exception() for future in futures if not future.cancelled())), None)
+    if error is None:
+        return [future.result() for future in futures]
+    try:
+        raise error
+    finally:
+        del futures, error  # the error refers to this frame: a circle would keep the arrays of all callers
 
 
 def _end(futures: Sequence[Future[Any]]) -> None:

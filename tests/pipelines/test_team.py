@@ -1,7 +1,9 @@
 import gc
 import threading
+import weakref
 from threading import Barrier, Event, get_ident
 
+import numpy as np
 import pytest
 
 from pipelines.team import ALONE, Team
@@ -51,6 +53,28 @@ def test_after_an_error_nothing_runs_any_more_and_the_team_goes_on():
     before = list(begun)
     assert team.turn().map(int, range(4)) == [0, 1, 2, 3]
     assert begun == before
+
+
+def test_an_error_keeps_no_array_longer_than_whoever_catches_it():
+    team, meet = Team(2), Barrier(2, timeout=60)
+
+    def fail(array):
+        raise KeyError("planted")
+
+    def call():
+        arrays = [np.zeros(3) for _ in range(20)]
+        kept.extend(map(weakref.ref, arrays))
+        with pytest.raises(KeyError, match="planted"):
+            team.turn().map(fail, arrays)
+
+    kept = []
+    gc.disable()
+    try:
+        call()
+        team.turn().map(lambda _: meet.wait(), range(2))  # each thread has let go of what it did before
+        assert not any(array() is not None for array in kept)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
