@@ -20,11 +20,12 @@ Tensor = NDArray[np.float32]
 Infer = Callable[[Tensor], Tensor]
 Shape = tuple[int, int]
 
-PROBE_VERSION = "2"  # raise it with every change of what a probe finds: needs are kept by it
+PROBE_VERSION = "3"  # raise it with every change of what a probe finds: needs are kept by it
 STRIDES = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 24, 32, 36, 40, 48, 64)
 SIZES = (256, 512, 1024)
 BAND = 32
 PATCH = 8
+ROUNDING = 1e-4  # of the largest result: what tiles that are computed together may differ by
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,23 @@ def probe(
             "tile.stride and tile.radius"
         )
     return reach
+
+
+def takes_batches(infer: Infer, channels: int, shape: Shape) -> bool:
+    """True if two tiles (y, x) of random numbers have the same results in one batch as each alone.
+
+    So not if the graph was exported for one tile inside, whatever its input says, or if it mixes the tiles of a batch.
+
+    Args:
+        infer: of `probe`.
+    """
+    tiles = _field(channels, 2 * shape[0], shape[1]).reshape(channels, 2, *shape).swapaxes(0, 1).copy()
+    try:
+        alone, together = np.concatenate([infer(tile[np.newaxis]) for tile in tiles]), infer(tiles)
+    except InferenceError:
+        return False
+    rounding = ROUNDING * np.abs(alone[np.isfinite(alone)]).max(initial=0)
+    return alone.shape == together.shape and np.allclose(alone, together, 0, rounding, equal_nan=True)
 
 
 def _fault(infer: Infer, channels: int, fixed: Shape | None) -> str:

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from engines.cores import usable_cores
 from engines.footprint import bytes_per_cell
 from engines.model import ModelPackage
 from engines.ort import OrtEngine
-from engines.probe import PROBE_VERSION, probe
+from engines.probe import PROBE_VERSION, probe, takes_batches
 from jobs import __version__
 from jobs.folders import cache_folder, put_whole
 from pipelines.errors import ConfigError
@@ -42,8 +42,9 @@ def measure_needs(package: ModelPackage) -> Needs:
     if rule.radius is None or stride is None:
         measured = probe(engine, frames, size, rule.radius, stride)
         radius, stride = (measured.radius if rule.radius is None else radius), measured.stride
-    footprint = bytes_per_cell(package.onnx_path, frames, size or round_up(256, stride))
-    return Needs(radius, stride, footprint, size, engine.specs[0].shape[0])
+    tried = size or (round_up(256, stride), round_up(256, stride))
+    batch = engine.specs[0].shape[0] or (None if takes_batches(engine, frames, tried) else 1)
+    return Needs(radius, stride, bytes_per_cell(package.onnx_path, frames, tried), size, batch)
 
 
 def try_model(package: ModelPackage, tile: tuple[int, int]) -> None:
@@ -52,7 +53,7 @@ def try_model(package: ModelPackage, tile: tuple[int, int]) -> None:
     Raises:
         ModelError, InferenceError: ONNX Runtime cannot load or run it (names the shape and ONNX Runtime's reason).
     """
-    engine = OrtEngine(package.onnx_path, os.cpu_count() or 1)
+    engine = OrtEngine(package.onnx_path, usable_cores())
     engine.warm((engine.specs[0].shape[0] or 1, package.contract.input.frames, *tile))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engines.base import InferenceError, ModelError
 from engines.ort import OrtEngine
-from engines.probe import STRIDES, Reach, probe
+from engines.probe import STRIDES, Reach, probe, takes_batches
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,33 @@ def engine(tmp_path_factory):
         return OrtEngine(path)
 
     return make
+
+
+# batches
+
+
+def test_a_model_of_convolutions_takes_batches(engine, net_type):
+    net = net_type(2)
+    model = net.model(net.conv(net.op("Relu", net.conv("x", 2, 16)), 16, 3), 3)
+    assert takes_batches(engine(model), 2, (64, 48))
+
+
+def test_a_model_that_mixes_the_tiles_of_a_batch_takes_one(engine, net_type):
+    net = net_type(2)
+    mean = net.op("ReduceMean", "x", axes=[0, 2, 3], keepdims=1)  # as batch normalization left in training does
+    assert not takes_batches(engine(net.model(net.op("Sub", "x", mean), 2)), 2, (64, 48))
+
+
+@pytest.mark.parametrize("shape", [[1, 2, 64, 48], [1, -1, 64, 48]])
+def test_a_model_exported_for_one_tile_inside_takes_one(engine, net_type, shape):
+    net = net_type(2)
+    model = net.model(net.op("Reshape", "x", net.constant(shape, "int64")), 2)
+    assert not takes_batches(engine(model), 2, (64, 48))
+
+
+def test_a_result_that_is_not_finite_is_the_same_in_a_batch(engine, net_type):
+    net = net_type(2)
+    assert takes_batches(engine(net.model(net.op("Log", "x"), 2)), 2, (64, 48))
 
 
 # known graphs

@@ -73,6 +73,19 @@ def test_a_model_exported_for_one_tile_takes_no_larger_batch(folder):
     assert tile_needs(load_package(folder)).batch == 1
 
 
+def test_a_model_whose_tiles_mix_in_a_batch_gets_them_one_by_one(folder):
+    assert measure_needs(load_package(folder)).batch is None
+    model = onnx.load(folder / "model.onnx")
+    (given,) = (port.name for port in model.graph.input)
+    for node in model.graph.node:
+        node.input[:] = ["centred" if name == given else name for name in node.input]
+    mean = onnx.helper.make_node("ReduceMean", [given], ["mean"], axes=[0], keepdims=1)
+    model.graph.node.insert(0, onnx.helper.make_node("Sub", [given, "mean"], ["centred"]))
+    model.graph.node.insert(0, mean)
+    onnx.save(model, folder / "model.onnx")
+    assert measure_needs(load_package(folder)).batch == 1
+
+
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"radius": 1}), json.dumps({"size": None, "wrong": 1})])
 def test_a_damaged_file_is_measured_anew(folder, count, content, tmp_path):
     package = load_package(folder)
