@@ -25,7 +25,7 @@ class Needs:
         stride: tile sizes and starts are multiples of it, cells.
         bytes_per_cell: working memory of one inference per cell of a tile, bytes.
         size: the one tile size (y, x) that the model takes; None = any.
-        batch: the one count of tiles in a batch that it takes; None = any.
+        batch: the one count of tiles in a batch that it takes; None = any, and their results do not depend on it.
     """
 
     radius: int | None
@@ -133,15 +133,19 @@ def _least_batch(needs: Needs, spec: TilingSpec) -> int:
     if needs.batch is not None and not needs.batch == batch == 1:  # the last batch of a block may be smaller
         raise ConfigError(
             f"the model takes batches of {needs.batch} only; found tiling.batch={spec.batch}; export the model with a "
-            "dynamic batch axis, or with a batch of 1 and use auto"
+            "dynamic batch axis and nothing that mixes its tiles, or with a batch of 1 and use auto"
         )
     return batch
 
 
 def _full_batch(tiling: Tiling, most: int) -> int:
-    """So many tiles that a GPU is full: those of one block at most, and no more than there is memory for."""
+    """So many tiles that a GPU is full: those of one block at most, and no more than there is memory for.
+
+    Batches of a block are as even as they go, for a batch of another size costs more than one that is not quite full.
+    """
     tiles = len(tiling.tiles(tiling.blocks()[0]))
-    return max(1, min(tiles, most, FULL_CELLS // (tiling.tile[0] * tiling.tile[1])))
+    most = max(1, min(tiles, most, FULL_CELLS // (tiling.tile[0] * tiling.tile[1])))
+    return -(-tiles // -(-tiles // most))
 
 
 def _halo(needs: Needs, spec: TilingSpec) -> int:

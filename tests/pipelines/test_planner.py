@@ -212,10 +212,10 @@ def test_where_the_gpu_takes_all_of_the_time_padded_work_decides():
 @pytest.mark.parametrize(
     ("tile", "memory", "crew", "batch"),
     [
-        ((256, 256), "64GB", Crew(1, shared=False, cores=16), 16),
+        ((256, 256), "64GB", Crew(1, shared=False, cores=16), 13),  # 25 of a block; 16 are a million cells
         ((256, 256), "64GB", Crew(1, shared=True, cores=16), 1),
         ((256, 256), "200MB", Crew(1, shared=False, cores=16), 7),  # of 26 MB each
-        ((512, 512), "64GB", Crew(1, shared=False, cores=16), 4),
+        ((512, 512), "64GB", Crew(1, shared=False, cores=16), 3),  # 9 of a block, and 4 fit
         ((1312, 1312), "64GB", Crew(1, shared=False, cores=16), 1),  # alone more than a GPU needs
         ("auto", "64GB", Crew(1, shared=False, cores=16), 1),
     ],
@@ -231,6 +231,13 @@ def test_a_batch_is_never_more_than_the_tiles_of_a_block():
     needs = Needs(radius=0, stride=8, bytes_per_cell=400.0)
     plan = make_plan((64, 64), (64, 64), needs, spec(tile=(32, 32)), Crew(1, shared=False, cores=16))
     assert plan.batch == 4
+
+
+def test_batches_of_a_block_are_as_even_as_they_go():
+    needs = Needs(radius=0, stride=8, bytes_per_cell=400.0)
+    plan = make_plan((192, 128), (192, 128), needs, spec(tile=(64, 64), memory="7MB"), Crew(1, shared=False, cores=16))
+    assert len(plan.tiling.tiles(plan.tiling.blocks()[0])) == 6
+    assert plan.batch == 3  # of 4 that fit: 4 and 2 would be two shapes
 
 
 def test_a_model_of_one_batch_keeps_it():
