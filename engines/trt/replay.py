@@ -18,6 +18,7 @@ log = logging.getLogger("engines.trt")
 
 SWITCH = "SQUALL_CUDA_GRAPHS"
 MOST = 16  # more than there are lanes
+LONGEST_WAIT = 64  # inferences: after so many of one shape more of it will come
 
 Addresses = tuple[int, int]
 Enqueue = Callable[[Stream], None]
@@ -41,7 +42,8 @@ class Replay:
 
     The first inference between two addresses is queued by TensorRT, the second too and then captured, later ones are
     launched. So TensorRT has been through the same inference just before it is captured, as it asks for. A graph is
-    kept if it then gives the same result, bit by bit. What cannot be captured is queued by TensorRT for ever.
+    kept if it then gives the same result, bit by bit. What cannot be captured is queued by TensorRT for ever. Where
+    shapes take turns all may be forgotten before one is launched; each time later captures wait twice as long.
 
     A graph holds good for the shape, the optimization profile, the activation memory and the weights that it was
     captured with: `forget` is to be called when one of them changes. For one thread at a time.
@@ -53,11 +55,13 @@ class Replay:
 
     def __init__(self, is_on: bool = True, most: int = MOST) -> None:
         self._is_on, self._most = is_on, most
-        self._graphs: OrderedDict[Addresses, Graph | None] = OrderedDict()  # None: queued once
+        self._graphs: OrderedDict[Addresses, Graph | int] = OrderedDict()  # a number: queued so often
+        self._unused: set[Addresses] = set()  # of graphs that were not launched yet
+        self._wait = 1
 
     def __len__(self) -> int:
         """How many graphs there are."""
-        return sum(graph is not None for graph in self._graphs.values())
+        return sum(isinstance(graph, Graph) for graph in self._graphs.values())
 
     def queue(self, addresses: Addresses, stream: Stream, enqueue: Enqueue, output: Output) -> None:
         """Queue the inference between two addresses, the second of which is that of the output.
@@ -72,6 +76,8 @@ class Replay:
 
     def forget(self) -> None:
         """Destroy the graphs; what is in a stream still runs."""
+        if 0 < len(self) == len(self._unused):
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
         for addresses in list(self._graphs):
             self._drop(addresses)
 
@@ -80,27 +86,30 @@ class Replay:
     def _launch(self, addresses: Addresses, stream: Stream) -> bool:
         """False if there is no graph, or none any more."""
         graph = self._graphs.get(addresses)
-        if graph is None:
+        if not isinstance(graph, Graph):
             return False
         with self._or_never_again():
             graph.launch(stream)
+            self._unused.discard(addresses)
             self._graphs.move_to_end(addresses)
             return True
         return False
 
     def _learn(self, addresses: Addresses, stream: Stream, enqueue: Enqueue, output: Output) -> None:
-        """Take notice that an inference was queued; the second time, capture it."""
+        """Take notice that an inference was queued; the second time or later, capture it."""
         if not self._is_on:
             return
-        if addresses not in self._graphs:
-            self._keep(addresses, None)
+        queued = self._graphs.get(addresses, 0)
+        if isinstance(queued, int) and queued < self._wait:
+            self._keep(addresses, queued + 1)
             return
         with self._or_never_again():
             self._keep(addresses, _proven(cuda.capture(enqueue), stream, output))
+            self._unused.add(addresses)
         if not self._is_on:
             enqueue(stream)  # the attempt may have spoiled the result
 
-    def _keep(self, addresses: Addresses, graph: Graph | None) -> None:
+    def _keep(self, addresses: Addresses, graph: Graph | int) -> None:
         self._graphs[addresses] = graph
         self._graphs.move_to_end(addresses)
         if len(self._graphs) > self._most:
@@ -119,7 +128,8 @@ class Replay:
 
     def _drop(self, addresses: Addresses) -> None:
         graph = self._graphs.pop(addresses)
-        if graph is not None:
+        self._unused.discard(addresses)
+        if isinstance(graph, Graph):
             graph.close()
 
 

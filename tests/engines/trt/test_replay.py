@@ -341,6 +341,24 @@ def test_more_lanes_in_turn_than_are_kept_are_queued_and_never_captured(host_cud
     assert not host_cuda.called["cudaStreamBeginCapture"]
 
 
+def test_shapes_that_take_turns_are_captured_in_vain_more_and_more_rarely(host_cuda, stream):
+    replay, done, captures = Replay(), [], []
+    for turn in range(40):  # two batches of one shape and one of another
+        replay.queue((1, 0), stream, put(host_cuda, done, turn), Same())
+        replay.queue((1, 0), stream, put(host_cuda, done, turn), Same())
+        replay.forget()
+        captures.append(host_cuda.called["cudaStreamBeginCapture"])
+    assert captures == [1] * 40  # the next one would take three in a row
+    for _ in range(4):
+        replay.queue((1, 0), stream, put(host_cuda, done, 0), Same())
+    assert len(replay) == 1
+    assert host_cuda.called["cudaStreamBeginCapture"] == 2
+    replay.forget()  # it was launched, so it was not in vain
+    for _ in range(3):
+        replay.queue((1, 0), stream, put(host_cuda, done, 0), Same())
+    assert len(replay) == 1
+
+
 def test_a_capture_without_work_is_no_graph(host_cuda, stream):
     handles = set(host_cuda.handles)
     with pytest.raises(InferenceError, match="no work was captured: cudaGraphGetNodes gives cudaSuccess and 0 nodes"):
