@@ -4,6 +4,7 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
 from engines.cores import usable_cores
@@ -14,7 +15,7 @@ from engines.probe import PROBE_VERSION, probe, takes_batches
 from jobs import __version__
 from jobs.folders import cache_folder, put_whole
 from pipelines.errors import ConfigError
-from pipelines.planner import Needs
+from pipelines.planner import FULL_CELLS, Needs
 from pipelines.tiling import round_up
 
 
@@ -43,8 +44,16 @@ def measure_needs(package: ModelPackage) -> Needs:
         measured = probe(engine, frames, size, rule.radius, stride)
         radius, stride = (measured.radius if rule.radius is None else radius), measured.stride
     tried = size or (round_up(256, stride), round_up(256, stride))
-    batch = engine.specs[0].shape[0] or (None if takes_batches(engine, frames, tried) else 1)
-    return Needs(radius, stride, bytes_per_cell(package.onnx_path, frames, tried), size, batch)
+    footprint = bytes_per_cell(package.onnx_path, frames, tried)
+    return Needs(radius, stride, footprint, size, _batch(engine, frames, tried))
+
+
+def _batch(engine: OrtEngine, frames: int, tile: tuple[int, int]) -> int | None:
+    """The one count of tiles in a batch that a model takes, None if any; a tile that fills a GPU alone is not tried."""
+    count = engine.specs[0].shape[0]
+    if count is not None or 2 * prod(tile) > FULL_CELLS or takes_batches(engine, frames, tile):
+        return count
+    return 1
 
 
 def try_model(package: ModelPackage, tile: tuple[int, int]) -> None:

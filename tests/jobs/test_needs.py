@@ -86,6 +86,13 @@ def test_a_model_whose_tiles_mix_in_a_batch_gets_them_one_by_one(folder):
     assert measure_needs(load_package(folder)).batch == 1
 
 
+def test_batches_of_tiles_that_fill_a_gpu_alone_are_not_tried(folder, monkeypatch):
+    monkeypatch.setattr(jobs.needs, "takes_batches", lambda *given: False)
+    assert measure_needs(load_package(folder)).batch == 1
+    monkeypatch.setattr(jobs.needs, "FULL_CELLS", 256 * 256)  # a tile of about as many
+    assert measure_needs(load_package(folder)).batch is None
+
+
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"radius": 1}), json.dumps({"size": None, "wrong": 1})])
 def test_a_damaged_file_is_measured_anew(folder, count, content, tmp_path):
     package = load_package(folder)
