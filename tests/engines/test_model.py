@@ -402,7 +402,7 @@ def test_bad_lead_times_are_refused(tmp_path, plain, package, key, value, messag
         ([], "input.transform: Tuple should have at least 1 item"),
         ("log10", "input.transform.0: Input should be a valid dictionary"),
         ([{"name": "clip"}, "log1p"], "input.transform.1: Input should be a valid dictionary"),
-        ([{"name": "clip"}, {"name": 3}], "input.transform.1.name: Input should be a valid string"),
+        ([{"name": "clip"}, {"name": 3}], "input.transform.1.name: must be text (found 3)"),
         (None, "input.transform.0: Input should be a valid dictionary"),
     ],
 )
