@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from jobs.cli import Time, main
 from jobs.outcome import Exit
+from jobs.raylet import RayGoneError
 
 COMMANDS = ("demo", "run", "backfill", "validate", "plan", "inspect", "cycles", "verify", "models")
 
@@ -215,6 +216,28 @@ def test_a_picture_that_cannot_be_drawn_does_not_hide_the_publication(product, t
     assert f"warning: no timeline in {trace}: no font\n" in done.stderr
     again = squall("run", product, "--plot", picture, "--format", "json")
     assert (again.exit_code, json.loads(again.stdout)["status"]) == (0, "already published")
+
+
+@pytest.mark.parametrize(
+    ("command", "work"), [("run", "jobs.nowcast.forecast"), ("backfill", "jobs.backfill.backfill")]
+)
+def test_what_ray_prints_does_not_stand_among_the_reports(product, monkeypatch, command, work):
+    def end(*args):
+        print("(raylet) Raylet is terminated.")
+        raise RayGoneError("Ray has ended")
+
+    monkeypatch.setattr(work, end)
+    done = squall(command, product, "--format", "json")
+    assert (done.exit_code, done.stdout) == (Exit.FAILED, "")
+    assert done.stderr == "(raylet) Raylet is terminated.\nsquall: RayGone: Ray has ended\n"
+
+
+@pytest.mark.parametrize(("piped", "lines"), [(10_000, 1), (None, 5)])
+def test_a_report_is_one_line_of_a_file_and_several_where_somebody_looks(product, monkeypatch, piped, lines):
+    monkeypatch.setattr("jobs.show._PIPED", piped)
+    done = squall("validate", product, "--format", "json")
+    assert done.stdout.count("\n") == lines
+    assert json.loads(done.stdout) == {"file": str(product), "valid": True, "problems": []}
 
 
 @pytest.mark.ray
