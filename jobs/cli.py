@@ -151,6 +151,8 @@ def _draw(picture: Path, file: Path, overrides: tuple[str, ...], report: "CycleR
 def _trace(timeline: Path, report: "CycleReport") -> None:
     from jobs.trace import write_trace
 
+    if not report.activities:
+        raise LookupError("this run made nothing; an earlier file is left as it is")
     write_trace(timeline, report.activities)
 
 

@@ -218,6 +218,16 @@ def test_a_picture_that_cannot_be_drawn_does_not_hide_the_publication(product, t
     assert (again.exit_code, json.loads(again.stdout)["status"]) == (0, "already published")
 
 
+@pytest.mark.ray
+def test_a_run_that_made_nothing_leaves_the_timeline_of_an_earlier_one(product, tmp_path):
+    trace = tmp_path / "tiny.json"
+    assert squall("run", product, "--trace", trace).exit_code == 0
+    before = trace.read_bytes()
+    again = squall("run", product, "--trace", trace)
+    assert (again.exit_code, trace.read_bytes()) == (0, before)
+    assert f"warning: no timeline in {trace}: this run made nothing" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "work"), [("run", "jobs.nowcast.forecast"), ("backfill", "jobs.backfill.backfill")]
 )
