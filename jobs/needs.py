@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from engines.cores import usable_cores
 from engines.footprint import bytes_per_cell
 from engines.model import ModelPackage
 from engines.ort import OrtEngine
@@ -52,7 +52,7 @@ def try_model(package: ModelPackage, tile: tuple[int, int]) -> None:
     Raises:
         ModelError, InferenceError: ONNX Runtime cannot load or run it (names the shape and ONNX Runtime's reason).
     """
-    engine = OrtEngine(package.onnx_path, os.cpu_count() or 1)
+    engine = OrtEngine(package.onnx_path, usable_cores())
     engine.warm((engine.specs[0].shape[0] or 1, package.contract.input.frames, *tile))
 
 

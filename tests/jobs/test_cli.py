@@ -55,6 +55,7 @@ def test_every_problem_of_a_product_is_listed_at_once(product):
         ("tiling.halo=1", "radius"),
         ("output.packing.scale_factor=0", "scale_factor"),
         ("output.variable=lead_time", "rename output.variable"),
+        ("model.precision=int8", "model.precision: "),
     ],
 )
 def test_a_wrong_key_is_named_with_what_was_found(product, override, says):
