@@ -21,7 +21,7 @@ from jobs.drive import Drive
 from jobs.hindcast import Group, GroupResult, Order, given_up_reports
 from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
-from jobs.pool import Pool, cluster_resources, connect, disconnect
+from jobs.pool import Pool, cluster_resources, connect, disconnect, the_same_command
 from jobs.prepare import Loaded, Prepared, load, prepare
 from jobs.raylet import RayGoneError
 from pipelines.cycles import find_cycles
@@ -179,7 +179,7 @@ def run_backfill(
         raise KeyboardInterrupt(f"{work.tally.published} cycle(s) were published; the same command goes on") from stop
     except RayGoneError as error:
         raise RayGoneError(
-            f"{error}; {work.tally.published} cycle(s) were published, the same command goes on"
+            f"{error}; {work.tally.published} cycle(s) were published, {the_same_command()} goes on"
         ) from error
     finally:
         work.ledger.flush()

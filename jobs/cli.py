@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from jobs import show
-from jobs.command import as_json, ends_clearly, is_done
+from jobs.command import as_json, ends_clearly, is_done, only_the_report
 from jobs.engine_cli import engine
 from jobs.options import NewFile
 from jobs.outcome import Exit
@@ -126,7 +126,7 @@ def run(
     """
     from jobs.nowcast import forecast
 
-    with show.progress(file.stem, quiet=format_ == "json") as progress:
+    with only_the_report(), show.progress(file.stem, quiet=format_ == "json") as progress:
         report = forecast(file, overrides, time, replace, progress, progress.tell)
     if format_ == "json":
         click.echo(show.as_json(dataclasses.replace(report, activities=())))
@@ -151,6 +151,8 @@ def _draw(picture: Path, file: Path, overrides: tuple[str, ...], report: "CycleR
 def _trace(timeline: Path, report: "CycleReport") -> None:
     from jobs.trace import write_trace
 
+    if not report.activities:
+        raise LookupError("this run made nothing; an earlier file is left as it is")
     write_trace(timeline, report.activities)
 
 
@@ -190,7 +192,7 @@ def backfill(
     from jobs.backfill import Wanted, outcome_of
     from jobs.backfill import backfill as make
 
-    with show.backfill_progress(file.stem, quiet=format_ == "json") as progress:
+    with only_the_report(), show.backfill_progress(file.stem, quiet=format_ == "json") as progress:
         report = make(file, overrides, Wanted(start, stop, every, replace), progress)
     if format_ == "json":
         click.echo(show.as_json(report))

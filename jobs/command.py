@@ -3,7 +3,8 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from typing import Any
 
@@ -51,6 +52,13 @@ def is_done(what: str, step: Callable[[], object]) -> bool:
             show.err.print_exception()
         return False
     return True
+
+
+@contextmanager
+def only_the_report() -> Iterator[None]:
+    """What is printed meanwhile goes to stderr: Ray prints lines of its own, and stdout is read by machines."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _interrupted(what: str = "") -> Exit:

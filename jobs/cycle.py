@@ -48,7 +48,7 @@ def run_cycle(
 
     Raises:
         InputError: the frames are not there or not fit for use.
-        IncompleteError: blocks were given up (names them) and the product refuses gaps.
+        IncompleteError: blocks were given up (names them) and the product refuses gaps, or all were.
         OutputError: the forecast could not be written. After any error nothing was published.
     """
     start, watch = monotonic(), Stopwatch()

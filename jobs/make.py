@@ -101,7 +101,7 @@ def make_cycle(
     Raises:
         AlreadyPublishedError: the cycle stands already.
         InputError: a frame is not fit for use.
-        IncompleteError: blocks were given up (names them) and the product refuses gaps.
+        IncompleteError: blocks were given up (names them) and the product refuses gaps, or all were.
         OutputError: the forecast could not be written. After any error nothing was published.
     """
     with _draft(prepared, cycle, replace_published) as draft:
@@ -155,8 +155,10 @@ def _check_missing(prepared: "Prepared", cycle: Cycle, filled: Filled) -> None:
 
 
 def _leave_gaps(prepared: "Prepared", draft: Draft, given_up: list[tuple[Block, str]]) -> tuple[str, ...]:
-    """Fills the blocks that were given up with missing values, if the product allows gaps."""
+    """Fills the blocks that were given up with missing values, if the product allows gaps and some block was done."""
     gaps = tuple(f"{block}: {why}" for block, why in given_up)
+    if len(gaps) == len(prepared.plan.tiling.blocks()):
+        raise IncompleteError("not published, no block was done:\n  " + "\n  ".join(gaps))
     if gaps and prepared.product.output.incomplete == "refuse":
         raise IncompleteError("not published, the product refuses gaps (output.incomplete):\n  " + "\n  ".join(gaps))
     layout = prepared.layout
@@ -216,7 +218,7 @@ def _report(
 
 def _outcome(report: CycleReport) -> dict[str, str | int | float]:
     """What the published store says of itself: how complete it is. Nothing that differs from run to run."""
-    gaps: dict[str, str | int | float] = {"gaps": "; ".join(gap.split(":")[0] for gap in report.gaps)}
+    gaps: dict[str, str | int | float] = {"gaps": "; ".join(gap.split(": ")[0] for gap in report.gaps)}
     done = report.blocks - len(report.gaps)
     completeness: dict[str, str | int | float] = {
         "completeness": done / report.blocks,

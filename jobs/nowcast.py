@@ -7,7 +7,7 @@ import numpy as np
 
 from jobs.cycle import CycleReport, Progress, run_cycle
 from jobs.kept import Keep
-from jobs.pool import Pool, cluster_resources, connect, disconnect, outlives_us
+from jobs.pool import Pool, cluster_resources, connect, disconnect, outlives_us, the_same_command
 from jobs.prepare import Loaded, load, prepare
 from jobs.raylet import RayGoneError
 from pipelines.product import Product
@@ -49,7 +49,7 @@ def _on_workers(
     try:
         return run_cycle(prepared, pool, reference_time, replace, progress)
     except RayGoneError as error:
-        raise RayGoneError(f"{error}; nothing was published, the same command makes the cycle") from error
+        raise RayGoneError(f"{error}; nothing was published, {the_same_command()} makes the cycle") from error
     finally:
         pool.close()
 

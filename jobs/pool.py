@@ -58,8 +58,9 @@ def _join(options: dict[str, Any]) -> None:
         ray.init(**options)
     except (OSError, ray.exceptions.RayError) as error:
         raise ConnectionError(
-            f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} lets us in: {error}; is it running, and is its "
-            f"token in RAY_AUTH_TOKEN or {_TOKEN_FILE}, with RAY_AUTH_MODE=token?"
+            f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} lets us in: {error}; is it running (where only "
+            f"its raylet has ended, stop it and start it again), and is its token in RAY_AUTH_TOKEN or {_TOKEN_FILE}, "
+            "with RAY_AUTH_MODE=token?"
         ) from error
 
 
@@ -141,6 +142,11 @@ def disconnect() -> None:
 def outlives_us() -> bool:
     """True if the Ray that we have joined, or will join, is there when this run has ended."""
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
+def the_same_command() -> str:
+    """What mends a run whose Ray has ended: one of our own is started anew, a cluster does not start itself."""
+    return f"{outlives_us() * 'once its cluster is stopped and started again '}the same command"
 
 
 def _ignore(text: str) -> None: ...

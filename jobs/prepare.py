@@ -276,7 +276,10 @@ def find_problems(file: Path, overrides: Sequence[str]) -> list[Problem]:
 
 
 def _try_model(product: Product, source: Source, package: ModelPackage, tiles: Needs) -> list[Problem]:
-    """Why the model cannot be run on a tile of the product; nothing if it can."""
+    """Why the model cannot be had in the precision of the product, or run on one of its tiles; nothing if it can."""
+    graph = _tried(lambda: typed_graph(package, Precision.parse(product.model.precision)))
+    if isinstance(graph, Exception):
+        return [Problem("model.precision", str(graph))]
     shard = choose_layout(source.grid.shape, len(product.leads), product.output).shard[1:]
     tile = make_plan(source.grid.shape, shard, tiles, product.tiling).tiling.tile
     fault = _tried(lambda: try_model(package, tile))

@@ -34,8 +34,12 @@ def coloured(word: str, style: str, rest: str = "") -> Text:
 
 
 def as_json(value: Any) -> str:
-    """Any value of squall as JSON; times as ISO 8601 in UTC, durations in seconds, NaN as null."""
-    return to_json(value, indent=2, timedelta_mode="float", inf_nan_mode="null", fallback=_plain).decode()
+    """Any value of squall as JSON; times as ISO 8601 in UTC, durations in seconds, NaN as null.
+
+    One line where it goes into a file or a pipe, for each run of cron adds its report to the same file.
+    """
+    indent = None if _PIPED else 2
+    return to_json(value, indent=indent, timedelta_mode="float", inf_nan_mode="null", fallback=_plain).decode()
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from jobs.cli import Time, main
 from jobs.outcome import Exit
+from jobs.raylet import RayGoneError
 
 COMMANDS = ("demo", "run", "backfill", "validate", "plan", "inspect", "cycles", "verify", "models")
 
@@ -54,6 +55,7 @@ def test_every_problem_of_a_product_is_listed_at_once(product):
         ("tiling.halo=1", "radius"),
         ("output.packing.scale_factor=0", "scale_factor"),
         ("output.variable=lead_time", "rename output.variable"),
+        ("model.precision=int8", "model.precision: "),
     ],
 )
 def test_a_wrong_key_is_named_with_what_was_found(product, override, says):
@@ -215,6 +217,38 @@ def test_a_picture_that_cannot_be_drawn_does_not_hide_the_publication(product, t
     assert f"warning: no timeline in {trace}: no font\n" in done.stderr
     again = squall("run", product, "--plot", picture, "--format", "json")
     assert (again.exit_code, json.loads(again.stdout)["status"]) == (0, "already published")
+
+
+@pytest.mark.ray
+def test_a_run_that_made_nothing_leaves_the_timeline_of_an_earlier_one(product, tmp_path):
+    trace = tmp_path / "tiny.json"
+    assert squall("run", product, "--trace", trace).exit_code == 0
+    before = trace.read_bytes()
+    again = squall("run", product, "--trace", trace)
+    assert (again.exit_code, trace.read_bytes()) == (0, before)
+    assert f"warning: no timeline in {trace}: this run made nothing" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "work"), [("run", "jobs.nowcast.forecast"), ("backfill", "jobs.backfill.backfill")]
+)
+def test_what_ray_prints_does_not_stand_among_the_reports(product, monkeypatch, command, work):
+    def end(*args):
+        print("(raylet) Raylet is terminated.")
+        raise RayGoneError("Ray has ended")
+
+    monkeypatch.setattr(work, end)
+    done = squall(command, product, "--format", "json")
+    assert (done.exit_code, done.stdout) == (Exit.FAILED, "")
+    assert done.stderr == "(raylet) Raylet is terminated.\nsquall: RayGone: Ray has ended\n"
+
+
+@pytest.mark.parametrize(("piped", "lines"), [(10_000, 1), (None, 5)])
+def test_a_report_is_one_line_of_a_file_and_several_where_somebody_looks(product, monkeypatch, piped, lines):
+    monkeypatch.setattr("jobs.show._PIPED", piped)
+    done = squall("validate", product, "--format", "json")
+    assert done.stdout.count("\n") == lines
+    assert json.loads(done.stdout) == {"file": str(product), "valid": True, "problems": []}
 
 
 @pytest.mark.ray

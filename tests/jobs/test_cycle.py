@@ -15,9 +15,11 @@ import xarray as xr
 import zarr
 
 from engines.base import EngineError
+from jobs import cycle
 from jobs.cycle import Status, run_cycle, wait_for_inputs
 from jobs.dispatch import STRAGGLER_SECONDS
 from jobs.frames import share_frames
+from jobs.make import Filled
 from jobs.pool import Pool, cluster_resources, connect, disconnect
 from jobs.prepare import load, prepare
 from pipelines.errors import IncompleteError, InputError
@@ -139,19 +141,48 @@ def test_a_dry_half_is_run_once_and_reused(ready):
     assert report.tiles_run + report.tiles_reused == 5 * 5
 
 
-def test_a_passed_deadline_publishes_nothing_unless_gaps_are_allowed(ready, product):
-    prepared, pool = ready("deadline=0.001s")
-    with pytest.raises(IncompleteError, match="the deadline passed"):
+@pytest.mark.parametrize("incomplete", ["refuse", "publish"])
+def test_a_deadline_by_which_no_block_was_done_publishes_nothing(ready, product, incomplete):
+    prepared, pool = ready("deadline=0.001s", f"output.incomplete={incomplete}")
+    with pytest.raises(IncompleteError, match=r"not published, no block was done:\n  block 0 .*: the deadline passed"):
         run_cycle(prepared, pool, TIME)
     assert not list((product.parent / "out").rglob("*.zarr"))
     assert left_in_staging(product) == []
-    patient, pool = ready("deadline=0.001s", "output.incomplete=publish")
-    report = run_cycle(patient, pool, TIME)
+
+
+def give_up_one(monkeypatch):
+    """The first block of each cycle counts as given up."""
+    drive = cycle._drive
+
+    def all_but_one(*args):
+        results = drive(*args).results
+        return Filled(results[1:], {results[0].block: "the deadline passed"})
+
+    monkeypatch.setattr(cycle, "_drive", all_but_one)
+
+
+def test_a_block_that_was_given_up_ends_the_cycle_where_gaps_are_refused(ready, product, monkeypatch):
+    give_up_one(monkeypatch)
+    with pytest.raises(IncompleteError, match="the product refuses gaps"):
+        run_cycle(*ready(), TIME)
+    assert not list((product.parent / "out").rglob("*.zarr"))
+    assert left_in_staging(product) == []
+
+
+def test_a_block_that_was_given_up_is_missing_where_gaps_are_allowed(ready, monkeypatch):
+    give_up_one(monkeypatch)
+    prepared, pool = ready("output.incomplete=publish")
+    report = run_cycle(prepared, pool, TIME)
     assert report.status is Status.GAPS
-    assert len(report.gaps) == report.blocks
+    first = prepared.plan.tiling.blocks()[0]
+    assert report.gaps == (f"{first}: the deadline passed",)
     ds = xr.open_zarr(report.path)
-    assert ds.attrs["squall_completeness"] == 0
-    assert np.isnan(ds.precip_rate.values).all()
+    assert ds.attrs["squall_gaps"] == str(first)
+    assert ds.attrs["squall_completeness"] == (report.blocks - 1) / report.blocks
+    window = first.window
+    inside = ds.precip_rate.values[..., window.y0 : window.y1, window.x0 : window.x1]
+    assert np.isnan(inside).all()
+    assert not np.isnan(ds.precip_rate.values).all()
 
 
 def test_a_damaged_frame_ends_the_cycle_and_leaves_nothing(ready, product):

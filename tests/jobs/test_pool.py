@@ -5,7 +5,7 @@ import os
 import psutil
 import pytest
 
-from jobs.pool import Resources, connect, disconnect
+from jobs.pool import Resources, connect, disconnect, the_same_command
 from pipelines.planner import Crew
 
 
@@ -35,6 +35,15 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConnectionError, match=r"RAY_ADDRESS=127\.0\.0\.1:1"):
         connect()
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("", "the same command"), ("host:6379", "once its cluster is stopped and started again the same command")],
+)
+def test_who_must_start_a_ray_that_has_ended_is_said(monkeypatch, address, says):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert the_same_command() == says
 
 
 @pytest.mark.ray
