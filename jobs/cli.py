@@ -342,11 +342,11 @@ def verify(
 
 
 @main.command()
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("package", required=False)
 @as_json
 @ends_clearly
-def models(folder: Path | None, format_: str) -> None:
-    """List the models that squall brings, or show and check the model package in FOLDER.
+def models(package: str | None, format_: str) -> None:
+    """List the models that squall brings, or show and check a PACKAGE: a folder, or registry:NAME.
 
     A transform in its model.yaml is one step or a list of steps, in order: log, log10, log1p, db, standardise, clip,
     each with its numbers, such as [{name: clip, minimum: 0}, {name: log1p}].
@@ -355,10 +355,11 @@ def models(folder: Path | None, format_: str) -> None:
     Examples:
       squall models
       squall models ./my-model
+      squall models registry:rain@canary
     """
     from jobs.models import builtin_rows, package_rows
 
-    columns, rows = builtin_rows() if folder is None else package_rows(folder)
+    columns, rows = builtin_rows() if package is None else package_rows(package)
     if format_ == "json":
         click.echo(show.as_json([dict(zip(columns, row, strict=True)) for row in rows]))
     else:

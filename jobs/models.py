@@ -127,13 +127,15 @@ def builtin_rows() -> tuple[Sequence[str], list[tuple[str, ...]]]:
     return ("model", "what it does"), [(BUILTIN + kind, text) for kind, text in KINDS.items()]
 
 
-def package_rows(folder: Path) -> tuple[Sequence[str], list[tuple[str, str]]]:
-    """A table of what a model package is and promises.
+def package_rows(text: str) -> tuple[Sequence[str], list[tuple[str, str]]]:
+    """A table of what a model package is and promises: one in a folder, or `registry:NAME[@VERSION or ALIAS]`.
 
     Raises:
         ModelError, ConfigError: the package is refused, or its transforms are.
     """
-    package = load_package(folder)
+    if text.startswith(BUILTIN):
+        raise ConfigError(f"{text} is written for the grid of a product; squall validate PRODUCT checks it there")
+    package = open_package(text)
     model_needs(package.contract)
     given, returned = package.contract.input, package.contract.output
     leads = ", ".join(f"{lead / timedelta(minutes=1):g}" for lead in returned.leads)

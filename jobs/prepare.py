@@ -27,7 +27,7 @@ from pipelines.check import Problem, check_fit, check_product
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Crew, Flight, Needs, Pace, Plan, make_plan
-from pipelines.product import Product, dump_product, load_product
+from pipelines.product import Product, ProductFileError, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
 from pipelines.transform import (
     BLOCK_CELLS,
@@ -261,6 +261,8 @@ def find_problems(file: Path, overrides: Sequence[str]) -> list[Problem]:
     """Every problem of a product file, its store and its model at once; an empty list means that it can run."""
     try:
         product = load_product(file, overrides)
+    except ProductFileError as error:
+        return [Problem(key, reason) for key, reason in error.problems]
     except ConfigError as error:
         return [Problem("product file", str(error))]
     source = _tried(lambda: open_source(product.input))

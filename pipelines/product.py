@@ -288,12 +288,24 @@ def _find_twice(root: yaml.Node | None) -> list[str]:
     return twice
 
 
+class ProductFileError(ConfigError):
+    """Keys of a product file that are wrong.
+
+    Attributes:
+        problems: each key, and what is wrong with it.
+    """
+
+    def __init__(self, where: str, problems: Sequence[tuple[str, str]]) -> None:
+        lines = [f"{len(problems)} problem(s) in {where}:", *(f"{key}: {reason}" for key, reason in problems)]
+        super().__init__("\n  ".join(lines))
+        self.problems = tuple(problems)
+
+
 def _validated(tree: dict[str, Any], where: str) -> Product:
     try:
         return Product.model_validate(tree)
     except ValidationError as error:
-        problems = [f"  {_key(p['loc'])}: {_reason(p)}" for p in error.errors()]
-        raise ConfigError(f"{len(problems)} problem(s) in {where}:\n" + "\n".join(problems)) from error
+        raise ProductFileError(where, [(_key(p["loc"]), _reason(p)) for p in error.errors()]) from error
 
 
 def _key(loc: tuple[int | str, ...]) -> str:

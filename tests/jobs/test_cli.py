@@ -146,6 +146,29 @@ def test_models_are_listed_and_a_package_is_described(product):
     done = squall("models", product.parent / "blur")
     assert "blur-1-" in done.output
     assert squall("models", product.parent).exit_code == Exit.BAD_CONFIGURATION
+    refused = squall("models", "builtin:unet")
+    assert refused.exit_code == Exit.BAD_CONFIGURATION
+    assert "written for the grid of a product" in refused.output
+
+
+def test_a_model_of_the_registry_is_described(product, monkeypatch, tmp_path):
+    monkeypatch.setenv("SQUALL_REGISTRY", str(tmp_path / "registry"))
+    assert squall("model", "add", product.parent / "blur").exit_code == 0
+    assert "blur-1-" in squall("models", "registry:blur@1").output
+    assert squall("models", "registry:other").exit_code == Exit.BAD_CONFIGURATION
+
+
+def test_each_wrong_key_of_a_product_file_is_a_problem_of_its_own(product):
+    product.write_text("name: x\n")
+    done = squall("validate", product)
+    assert done.exit_code == Exit.BAD_CONFIGURATION
+    assert done.output.count("problem(s)") == 1
+    assert [line.split(":")[0].strip() for line in done.output.splitlines()[1:5]] == [
+        "input",
+        "model",
+        "lead_times",
+        "output",
+    ]
 
 
 def test_a_product_takes_its_model_from_the_registry(product, monkeypatch, tmp_path):
