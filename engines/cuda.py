@@ -42,10 +42,7 @@ def runtime() -> Any:
     Raises:
         EngineError: it is not installed, or does not load.
     """
-    try:
-        return importlib.import_module("cuda.bindings.runtime")
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f"CUDA cannot be used, install squall[tensorrt]: {error}") from error
+    return _bindings("runtime")
 
 
 @cache
@@ -55,8 +52,12 @@ def driver() -> Any:
     Raises:
         EngineError: it is not installed, or does not load.
     """
+    return _bindings("driver")
+
+
+def _bindings(part: str) -> Any:
     try:
-        return importlib.import_module("cuda.bindings.driver")
+        return importlib.import_module(f"cuda.bindings.{part}")
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(f"CUDA cannot be used, install squall[tensorrt]: {error}") from error
 
@@ -69,11 +70,14 @@ def call(name: str, *args: Any) -> Any:
         OutOfMemoryError: the reason is memory.
         DeviceLostError: no later call can succeed.
     """
-    module = runtime() if name.startswith("cuda") else driver()
-    status, *values = getattr(module, name)(*args)
+    status, *values = _function(name)(*args)
     if status.name not in SUCCESS:
         raise _kind_of(status.name)(f"{name} failed: {status.name}")
     return values[0] if values else None
+
+
+def _function(name: str) -> Any:
+    return getattr(runtime() if name.startswith("cuda") else driver(), name)
 
 
 def _kind_of(status: str) -> type[EngineError]:
@@ -147,12 +151,12 @@ def free_bytes() -> int:
     return int(free)
 
 
-class _Owner:
-    """Owns one handle of the CUDA runtime; given back by `close`, at the end of `with`, or with the object."""
+class Owner:
+    """Owns one handle of CUDA's runtime or driver; given back by `close`, at the end of `with`, or with the object."""
 
     def __init__(self, handle: int, release: str) -> None:
         self.handle = handle
-        self._release = weakref.finalize(self, _give_back, getattr(runtime(), release), handle)
+        self._release = weakref.finalize(self, _give_back, _function(release), handle)
 
     def close(self) -> None:
         """Give it back; a second call does nothing."""
@@ -172,7 +176,7 @@ def _give_back(release: Callable[[int], Any], handle: int) -> None:
         release(handle)  # its status tells of errors of earlier work, reported there
 
 
-class Stream(_Owner):
+class Stream(Owner):
     """A queue of work on the GPU; work of others in the default stream, such as loading an engine, does not halt it."""
 
     def __init__(self) -> None:
@@ -187,7 +191,7 @@ class Stream(_Owner):
         call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
 
-class Mark(_Owner):
+class Mark(Owner):
     """A mark in a stream to wait for. A thread that waits sleeps; it keeps no core busy."""
 
     def __init__(self) -> None:
@@ -206,14 +210,14 @@ class Event(Mark):
     """A mark to measure time by; a thread that waits keeps its core busy."""
 
     def __init__(self) -> None:
-        _Owner.__init__(self, int(call("cudaEventCreate")), "cudaEventDestroy")
+        Owner.__init__(self, int(call("cudaEventCreate")), "cudaEventDestroy")
 
     def milliseconds_since(self, earlier: "Event") -> float:
         """Time on the GPU between two recorded marks."""
         return float(call("cudaEventElapsedTime", earlier.handle, self.handle))
 
 
-class Graph(_Owner):
+class Graph(Owner):
     """Captured work, ready to be put into a stream as a whole; it may still run when it is closed.
 
     Args:
@@ -228,7 +232,7 @@ class Graph(_Owner):
         call("cudaGraphLaunch", self.handle, stream.handle)
 
 
-class _Captured(_Owner):
+class _Captured(Owner):
     """What was put into a stream since its capture began; the capture ends, whether or not it failed."""
 
     def __init__(self, stream: Stream) -> None:
@@ -274,7 +278,7 @@ def _no_error_left() -> Iterator[None]:
         raise
 
 
-class DeviceBuffer(_Owner):
+class DeviceBuffer(Owner):
     """Memory of the GPU; `handle` is its address, 0 if it has no bytes.
 
     Raises:
@@ -286,7 +290,7 @@ class DeviceBuffer(_Owner):
         super().__init__(int(call("cudaMalloc", nbytes)) if nbytes else 0, "cudaFree")
 
 
-class PinnedBuffer(_Owner):
+class PinnedBuffer(Owner):
     """Host memory that the GPU copies from and to at full speed, without the processor."""
 
     def __init__(self, nbytes: int) -> None:

@@ -1,12 +1,10 @@
 """A kernel of our own on the GPU: loaded from PTX, which the driver compiles and keeps, and launched into a stream."""
 
 import ctypes
-import weakref
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from engines import cuda
-from engines.cuda import DeviceBuffer, Stream
+from engines.cuda import DeviceBuffer, Owner, Stream
 
 THREADS = 256  # of a block
 MOST_BLOCKS = 4096  # more than any GPU has in flight at once; a kernel goes on from there by itself
@@ -14,8 +12,8 @@ MOST_BLOCKS = 4096  # more than any GPU has in flight at once; a kernel goes on 
 Argument = DeviceBuffer | ctypes.c_int | ctypes.c_longlong | ctypes.c_float
 
 
-class Kernel:
-    """A kernel of a PTX text; given back by `close`, at the end of `with`, or with the object.
+class Kernel(Owner):
+    """A kernel of a PTX text; not to be closed while it runs.
 
     Args:
         ptx: ended by a zero.
@@ -25,9 +23,8 @@ class Kernel:
     """
 
     def __init__(self, ptx: bytes, name: str) -> None:
-        library = int(cuda.call("cuLibraryLoadData", ptx, [], [], 0, [], [], 0))
-        self._release = weakref.finalize(self, cuda.driver().cuLibraryUnload, library)
-        self._handle = int(cuda.call("cuLibraryGetKernel", library, name.encode()))
+        super().__init__(int(cuda.call("cuLibraryLoadData", ptx, [], [], 0, [], [], 0)), "cuLibraryUnload")
+        self._kernel = int(cuda.call("cuLibraryGetKernel", self.handle, name.encode()))
 
     def launch(self, threads: int, arguments: tuple[Argument, ...], stream: Stream) -> None:
         """Queue a run with so many threads or somewhat more, and no more than `MOST_BLOCKS` blocks of them.
@@ -38,19 +35,7 @@ class Kernel:
         blocks = max(1, min(-(-threads // THREADS), MOST_BLOCKS))
         values, types = zip(*map(_as_parameter, arguments), strict=True)
         shape = (blocks, 1, 1, THREADS, 1, 1)
-        cuda.call("cuLaunchKernel", self._handle, *shape, 0, stream.handle, (values, types), 0)
-
-    def close(self) -> None:
-        """Give it back; a second call does nothing. Not while it runs."""
-        self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        cuda.call("cuLaunchKernel", self._kernel, *shape, 0, stream.handle, (values, types), 0)
 
 
 def _as_parameter(argument: Argument) -> tuple[Any, type]:
