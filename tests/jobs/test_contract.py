@@ -59,7 +59,7 @@ def test_a_bad_chain_is_refused_before_a_model_is_used(folder, command, tmp_path
 
 
 def test_a_package_is_shown_with_its_chains(folder):
-    rows = dict(package_rows(change(folder, "input", CHAIN))[1])
+    rows = dict(package_rows(str(change(folder, "input", CHAIN)))[1])
     assert rows["input transform"] == "clip minimum=0 -> log1p -> standardise mean=0.5 std=2"
     assert rows["output transform"] == "identity"
 
