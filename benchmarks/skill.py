@@ -26,9 +26,10 @@ from engines.ort import OrtEngine
 from engines.zoo import AdvectionSpec, write_package
 from engines.zoo.advection import MISSING, MISSING_BELOW
 from pipelines.frames import Cycle
+from pipelines.model_space import ModelSpace
 from pipelines.product import InputSpec
 from pipelines.source import Source, open_source
-from pipelines.transform import Decoder, ModelSpace
+from pipelines.transform import Decoder
 from pipelines.verify import Rules, Score, as_table, pool, score_case
 
 Field = NDArray[np.float32]

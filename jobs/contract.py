@@ -2,7 +2,8 @@
 
 from engines.model import Contract, Transform
 from pipelines.errors import ConfigError
-from pipelines.transform import ModelNeeds, ModelSpace, make_space
+from pipelines.model_space import ModelSpace, make_space
+from pipelines.transform import ModelNeeds
 from pipelines.units import Quantity
 
 

@@ -21,7 +21,8 @@ from engines.typed import TypedModel, write_emulated
 from jobs.cases import CaseSet
 from jobs.engine import describe_engine
 from jobs.setting import Setting
-from pipelines.transform import ModelSpace, make_encoder
+from pipelines.model_space import ModelSpace
+from pipelines.transform import make_encoder
 from pipelines.units import UNCHANGED, Linear
 
 SCALE = 0.01  # of the packing where no product says otherwise

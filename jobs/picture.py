@@ -9,10 +9,11 @@ import xarray as xr
 from pipelines.archive import find_cycle, open_cycle
 from pipelines.errors import InputError
 from pipelines.grid import Window
+from pipelines.model_space import ModelSpace
 from pipelines.plot import draw_forecast
 from pipelines.product import Product, load_product
 from pipelines.source import Cycle, Source, find_inputs, open_source
-from pipelines.transform import Decoder, ModelSpace, input_quantity
+from pipelines.transform import Decoder, input_quantity
 
 
 def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime64, out: Path) -> Path:

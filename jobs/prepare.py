@@ -29,14 +29,7 @@ from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Crew, Flight, Needs, Pace, Plan, make_plan
 from pipelines.product import Product, ProductFileError, dump_product, load_product
 from pipelines.source import Cycle, Source, open_source
-from pipelines.transform import (
-    BLOCK_CELLS,
-    SHARED_CELLS,
-    ModelNeeds,
-    make_decoder,
-    make_encoder,
-    output_quantity,
-)
+from pipelines.transform import BLOCK_CELLS, SHARED_CELLS, ModelNeeds, make_decoder, make_encoder, output_quantity
 
 T = TypeVar("T")
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from benchmarks.cycle import Laps, chunk_edge, settle
 from benchmarks.peers import Task as PeerTask
 from benchmarks.peers import inner, pack, with_halo
+from pipelines.model_space import make_space
 from pipelines.product import Packing
-from pipelines.transform import Encoder, make_space
+from pipelines.transform import Encoder
 
 LOG = {"name": "log10", "threshold": 0.1, "offset": 0.0, "zero": -2.0}
 

@@ -18,9 +18,10 @@ from engines.spec import BuildSpec, Profile
 from engines.trt import TensorRTEngine, build
 from engines.trt.packer import Packer
 from jobs.outfit import code_table
+from pipelines.model_space import make_space
 from pipelines.product import Packing
 from pipelines.thresholds import NEAR
-from pipelines.transform import Encoder, make_space
+from pipelines.transform import Encoder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

@@ -14,10 +14,11 @@ from jobs.outfit import code_table, open_outfit
 from jobs.pool import Resources
 from jobs.prepare import load, prepare
 from jobs.worker import Worker
+from pipelines.model_space import ModelSpace
 from pipelines.product import Packing
 from pipelines.sink import make_draft
 from pipelines.source import find_inputs
-from pipelines.transform import Encoder, ModelSpace
+from pipelines.transform import Encoder
 from pipelines.units import Linear
 
 TIME = np.datetime64("2024-06-01T12:20", "ns")

@@ -12,11 +12,12 @@ import pipelines.check as check
 from pipelines.check import check_product, largest_cycle_bytes, packed_range, smallest_cycle_bytes
 from pipelines.errors import InputError
 from pipelines.layout import choose_layout
+from pipelines.model_space import ModelSpace
 from pipelines.planner import Needs
 from pipelines.product import OutputSpec, Packing
 from pipelines.shard import encode_shard
 from pipelines.source import open_source
-from pipelines.transform import Encoder, ModelNeeds, ModelSpace
+from pipelines.transform import Encoder, ModelNeeds
 from pipelines.units import Quantity
 
 MINUTE = timedelta(minutes=1)

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pipelines.model_space import ModelSpace, make_space
 from pipelines.product import Packing
 from pipelines.thresholds import NEAR, find_thresholds, from_keys, to_keys
-from pipelines.transform import Encoder, ModelSpace, make_space
+from pipelines.transform import Encoder
 from pipelines.units import Linear
 
 SPACES = {

@@ -11,16 +11,15 @@ from hypothesis.extra import numpy as hnp
 
 from pipelines.encoding import Encoding
 from pipelines.errors import ConfigError
+from pipelines.model_space import ModelSpace, make_space
 from pipelines.product import InputSpec, OutputSpec, Packing
 from pipelines.transform import (
     Decoder,
     Encoder,
     ModelNeeds,
-    ModelSpace,
     input_quantity,
     make_decoder,
     make_encoder,
-    make_space,
     output_quantity,
 )
 from pipelines.units import Linear, Quantity, convert_units
