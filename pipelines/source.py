@@ -5,7 +5,7 @@ A reader of an append-only store sees what its consolidated metadata shows, wher
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -44,23 +44,30 @@ __all__ = [
 ]
 
 Raw = NDArray[np.generic]
+Axes = tuple[int, int, int]
+"""A number for each of (time, y, x)."""
 
 _OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _AXES = {
     "time": ("time", "valid_time"),
-    "y": ("y", "projection_y_coordinate", "latitude", "lat", "grid_latitude", "rlat"),
-    "x": ("x", "projection_x_coordinate", "longitude", "lon", "grid_longitude", "rlon"),
+    "y": ("y", "projection_y_coordinate", "latitude", "lat", "grid_latitude", "rlat", "northing", "south_north"),
+    "x": ("x", "projection_x_coordinate", "longitude", "lon", "grid_longitude", "rlon", "easting", "west_east"),
+}
+_AXIS_UNITS = {  # by which CF tells latitude and longitude
+    "y": ("degrees_north", "degree_north", "degrees_n", "degree_n", "degreesn", "degreen"),
+    "x": ("degrees_east", "degree_east", "degrees_e", "degree_e", "degreese", "degreee"),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One variable of a store of frames, dims (time, y, x), as it stood when it was opened.
+    """One variable of a store of frames, as it stood when it was opened; its frames are (y, x), however stored.
 
     A plain value: it pickles to a few kilobytes and the coordinates, and every process opens the store for itself.
 
     Attributes:
         times: (time,) datetime64[ns], UTC, as stored (not yet checked).
+        axes: where time, y and x stand among the dims of the array; any other dim has one cell.
         chunks: (time, y, x) cells of the smallest piece that can be read alone.
         metadata: of the Zarr array.
     """
@@ -70,7 +77,8 @@ class Source:
     grid: Grid
     times: Times
     encoding: Encoding
-    chunks: tuple[int, int, int]
+    axes: Axes
+    chunks: Axes
     metadata: Any
 
     @property
@@ -149,15 +157,22 @@ class Source:
 
     def _read_frame(self, cycle: Cycle, position: int, window: Window, target: Raw) -> None:
         frame = f"frame {text_of(cycle.frame_times[position])} of {self.where}, window {window},"
+        selection: list[Any] = [0] * len(self.metadata.shape)
+        for axis, part in zip(self.axes, (cycle.frame_indices[position], *window.slices), strict=True):
+            selection[axis] = part
+        stored = target if self.axes[1] < self.axes[2] else np.empty(target.T.shape, target.dtype)
         with _reading(frame, CorruptInputError):
-            selection = cycle.frame_indices[position], *window.slices
-            self._array().get_basic_selection(selection, out=NDBuffer.from_numpy_array(target))
+            self._array().get_basic_selection(tuple(selection), out=NDBuffer.from_numpy_array(stored))
+        if stored is not target:
+            target[...] = stored.T
 
     def _chunk_keys(self, index: int) -> Iterator[str]:
         array = self._array()
-        time, *sizes = array.shards or array.chunks
-        counts = (range(ceil(n / size)) for n, size in zip(self.grid.shape, sizes, strict=True))
-        return (self.metadata.encode_chunk_key((index // time, row, column)) for row, column in pairs(*counts))
+        sizes = array.shards or array.chunks
+        along = [range(ceil(n / size)) for n, size in zip(self.metadata.shape, sizes, strict=True)]
+        time = index // sizes[self.axes[0]]
+        along[self.axes[0]] = range(time, time + 1)
+        return map(self.metadata.encode_chunk_key, pairs(*along))
 
     def _array(self) -> Any:
         return zarr.Array(zarr.AsyncArray(self.metadata, StorePath(_connect(self.store), self.variable)))
@@ -276,60 +291,85 @@ def _load(store: str, variable: str, known: Source | None = None) -> Source:
         group = zarr.open_group(_connect(store), mode="r")
         array = _find(group, variable, store)
     where = f"{variable!r} in {store}"
-    names = _dims(array, group, where)
+    dims = _dims(array, group, where)
+    names, axes = tuple(dims), _three(dims.values())
     with _reading(f"the coordinates of {where}"):
-        if known is not None and array.shape[1:] == known.grid.shape:
+        if known is not None and tuple(array.shape[axis] for axis in axes[1:]) == known.grid.shape:
             grid = known.grid
         else:
             grid = _read_grid(group, array, names, where)
         times = _read_times(group[names[0]], where, known.times if known else None)
     chunk_fill = array.fill_value if array.metadata.zarr_format == 2 else None
     encoding = read_encoding(array.dtype, dict(array.attrs), chunk_fill, where)
-    whole = times[: array.shape[0]]  # an append in progress lengthens one of them before the other
-    return Source(store, variable, grid, whole, encoding, array.chunks, array.metadata)
+    whole = times[: array.shape[axes[0]]]  # an append in progress lengthens one of them before the other
+    chunks = _three(array.chunks[axis] for axis in axes)
+    return Source(store, variable, grid, whole, encoding, axes, chunks, array.metadata)
 
 
 def _find(group: Any, variable: str, store: str) -> Any:
     found = group.get(variable)
-    if isinstance(found, zarr.Array):
+    if isinstance(found, zarr.Array) and "/" not in variable:
         return found
     try:
         there = ", ".join(sorted(group.array_keys())) or "no array"
+        groups = ", ".join(sorted(group.group_keys()))
     except Exception:  # a plain web server cannot list
-        there = "arrays that this store cannot list"
-    raise InputError(f"Zarr store {store} has no variable {variable!r}; it has {there}")
+        there, groups = "arrays that this store cannot list", ""
+    below = f", and the groups {groups}; a group is part of input.store, such as {store}/GROUP" if groups else ""
+    raise InputError(f"Zarr store {store} has no variable {variable!r}; it has {there}{below}")
 
 
-def _dims(array: Any, group: Any, where: str) -> tuple[str, str, str]:
-    """Names of the (time, y, x) dims, each with a coordinate."""
+def _dims(array: Any, group: Any, where: str) -> dict[str, int]:
+    """Names of the dims time, y and x, in this order, each with its place in the array; others have one cell."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     if not names or None in names:
-        raise InputError(f"{where} does not name its dims; expected (time, y, x)")
-    expected = "expected (time, y, x) or (time, latitude, longitude), in this order"
-    if len(names) != 3:
-        raise InputError(f"{where} has dims ({', '.join(names)}); {expected}")
-    for name, length in zip(names, array.shape, strict=True):
-        axis = group.get(name)
-        if not isinstance(axis, zarr.Array) or axis.ndim != 1:
-            raise InputError(f"dim {name!r} of {where} has no one-dimensional coordinate variable")
-        if axis.shape != (length,) and name != names[0]:
-            raise InputError(f"dim {name!r} of {where} has {length} cells but {axis.shape[0]} coordinates")
-    kinds = [_kind(name, group[name].attrs) for name in names]
-    if kinds != ["time", "y", "x"]:
-        raise InputError(f"{where} has dims ({', '.join(names)}); {expected}")
-    time, y, x = names
+        raise InputError(f"{where} does not name its dims; expected time, y and x")
+    sizes = dict(zip(names, array.shape, strict=True))
+    kinds = {name: _kind_of_dim(name, group, where) for name, size in sizes.items()}
+    found = [[name for name, kind in kinds.items() if kind == wanted] for wanted in _AXES]
+    over = [name for name, size in sizes.items() if size != 1 and kinds[name] is None]
+    if over or [len(dims) for dims in found] != [1, 1, 1]:
+        shape = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InputError(
+            f"{where} has dims ({shape}); expected one dim each of time, y (or latitude) and x (or longitude), known "
+            "by the standard_name, axis, units or name of its coordinate, and any other of one cell"
+        )
+    for (name,) in found[1:]:
+        if group[name].shape != (sizes[name],):
+            raise InputError(f"dim {name!r} of {where} has {sizes[name]} cells but {group[name].shape[0]} coordinates")
+    return {name: list(names).index(name) for (name,) in found}
+
+
+def _three(numbers: Iterable[int]) -> Axes:
+    time, y, x = numbers
     return time, y, x
 
 
+def _kind_of_dim(name: str, group: Any, where: str) -> str | None:
+    """As `_kind`; None for a dim without a coordinate, if its name does not say what it should be."""
+    axis = group.get(name)
+    if isinstance(axis, zarr.Array) and axis.ndim == 1:
+        return _kind(name, axis.attrs)
+    kind = _kind(name, {})
+    if kind is None:
+        return None
+    expected = "the times of the frames" if kind == "time" else "the places of its cells in m, km or degrees"
+    raise InputError(
+        f"dim {name!r} of {where} has no one-dimensional coordinate variable; expected an array {name!r} of {expected}"
+    )
+
+
 def _kind(name: str, attributes: Mapping[str, Any]) -> str | None:
-    """Which axis a coordinate is: time, y or x; by standard name, then axis, then its own name."""
+    """Which axis a coordinate is: time, y or x; by axis, then standard name, its own name, units."""
     by_axis = {"T": "time", "Y": "y", "X": "x"}.get(str(attributes.get("axis")))
     named = [str(attributes.get("standard_name")), name.lower()]
+    units = str(attributes.get("units")).lower()
     found = [kind for text in named for kind, names in _AXES.items() if text in names]
-    return by_axis or (found[0] if found else None)
+    found += [kind for kind, known in _AXIS_UNITS.items() if units in known]
+    return by_axis or (found[0] if found else "time" if " since " in units else None)
 
 
-def _read_grid(group: Any, array: Any, names: tuple[str, str, str], where: str) -> Grid:
+def _read_grid(group: Any, array: Any, names: Sequence[str], where: str) -> Grid:
     _, y_name, x_name = names
     y, x = (_read_axis(group[name], f"coordinate {name!r} of {where}") for name in (y_name, x_name))
     crs = _grid_mapping(group, array)

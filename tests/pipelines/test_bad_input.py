@@ -151,12 +151,13 @@ def test_frames_with_too_much_missing_are_refused(frames, tmp_path, cells, frame
 
 
 STORES = {
-    "dims in the wrong order": (
-        {"dims": ("x", "y", "time"), "chunks": (6, 30, 41)},
-        r"dims \(x, y, time\); expected \(time, y, x\) or \(time, latitude, longitude\), in this order",
-    ),
     "dims of other names": (
-        {"dims": ("time", "row", "column"), "axes": {"row": (np.arange(30.0), {})}}, "time, row, column"
+        {"dims": ("time", "row", "column"), "axes": {"row": (np.arange(30.0), {}), "column": (np.arange(41.0), {})}},
+        r"dims \(time 6, row 30, column 41\); expected one dim each of time, y \(or latitude\) and x .* by the "
+        "standard_name, axis, units or name of its coordinate",
+    ),
+    "two dims of one kind": (
+        {"dims": ("time", "y", "lat"), "axes": {"lat": (np.arange(41.0), {})}}, r"dims \(time 6, y 30, lat 41\)"
     ),
     "a coordinate is not there": ({"axes": {"x": None}}, "dim 'x' of 'rain' .* no one-dimensional coordinate"),
     "a coordinate of another length": (
@@ -171,10 +172,7 @@ STORES = {
 
 @pytest.mark.parametrize(("options", "message"), STORES.values(), ids=STORES)
 def test_a_store_of_another_shape_is_refused(frames, tmp_path, options, message):
-    codes = frames.codes()
-    if "x" in options.get("dims", ())[:1]:
-        codes = np.moveaxis(codes, 0, 2)
-    path = frames.write(tmp_path / "radar.zarr", codes, **options)
+    path = frames.write(tmp_path / "radar.zarr", **options)
     with pytest.raises(InputError, match=message):
         open_source(frames.product(path).input)
 
@@ -190,16 +188,16 @@ def test_a_store_that_does_not_name_its_dims_is_refused(frames, tmp_path):
     path = frames.write(tmp_path / "radar.zarr")
     file = tmp_path / "radar.zarr" / "zarr.json"
     file.write_text(json.dumps(_without_dims(json.loads(file.read_text()))))
-    with pytest.raises(InputError, match=r"does not name its dims; expected \(time, y, x\)"):
+    with pytest.raises(InputError, match="does not name its dims; expected time, y and x"):
         open_source(frames.product(path).input)
 
 
-def test_a_variable_with_four_dims_is_refused(frames, tmp_path):
-    codes = frames.codes()[:, None]
+def test_a_dim_of_several_cells_beside_time_y_and_x_is_refused(frames, tmp_path):
+    codes = np.repeat(frames.codes()[:, None], 3, axis=1)
     path = frames.write(
-        tmp_path / "radar.zarr", codes, dims=("time", "height", "y", "x"), axes={"height": (np.zeros(1), {})}
+        tmp_path / "radar.zarr", codes, dims=("time", "member", "y", "x"), axes={"member": (np.arange(3), {})}
     )
-    with pytest.raises(InputError, match=r"dims \(time, height, y, x\); expected \(time, y, x\)"):
+    with pytest.raises(InputError, match=r"dims \(time 6, member 3, y 30, x 41\); .* any other of one cell"):
         open_source(frames.product(path).input)
 
 
@@ -207,6 +205,19 @@ def test_a_variable_that_is_not_there_is_refused_with_those_that_are(frames, tmp
     path = frames.write(tmp_path / "radar.zarr")
     with pytest.raises(InputError, match=r"no variable 'snow'; it has crs, rain, time, x, y"):
         open_source(frames.product(path, variable="snow").input)
+
+
+@pytest.mark.parametrize("variable", ["rain", "radar/rain"])
+@pytest.mark.parametrize("consolidated", [True, False])
+def test_a_variable_of_a_group_is_refused_with_the_groups_there_are(frames, tmp_path, variable, consolidated):
+    whole = tmp_path / "radar.zarr"
+    zarr.open_group(whole, mode="w", zarr_format=2)
+    frames.write(whole / "radar", zarr_format=2, consolidated=False)
+    if consolidated:
+        zarr.consolidate_metadata(str(whole))
+    with pytest.raises(InputError, match=r"no array, and the groups radar; a group is part of input\.store"):
+        open_source(frames.product(str(whole), variable=variable).input)
+    assert open_source(frames.product(str(whole / "radar")).input).grid.shape == frames.shape
 
 
 def _garbage(path: Path) -> None:

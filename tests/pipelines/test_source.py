@@ -60,6 +60,62 @@ def test_every_layout_reads_the_same(frames, tmp_path, options):
     assert source.grid.crs_attrs == {"crs_wkt": "PROJCRS[]"}
 
 
+DIMS = ("time", "y", "x")
+ORDERS = {
+    "GPM: x before y": ("time", "x", "y"),
+    "time last": ("y", "x", "time"),
+    "time between": ("x", "time", "y"),
+    "a level": ("time", "height", "y", "x"),
+    "a band without coordinate, last": ("time", "x", "y", "band"),
+}
+
+
+@pytest.mark.parametrize("consolidated", [True, False])
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_dims_in_any_order_read_the_same(frames, tmp_path, order, consolidated):
+    more = [name for name in order if name not in DIMS]
+    codes = frames.codes()
+    codes[2] = -32768  # of which nothing is stored
+    stored = codes.reshape((*codes.shape, *(1 for _ in more)))
+    stored = stored.transpose([[*DIMS, *more].index(name) for name in order])
+    axes = {
+        "time": (np.arange(6) * 300, {"units": "seconds since 2024-06-01T12:00"}),
+        "y": (np.arange(30.0)[::-1] * 1000, {"units": "m"}),
+        "x": (np.arange(41.0) * 1000, {"units": "m"}),
+        "height": (np.full(1, 10.0), {"units": "m"}),
+    }
+    axes = {name: axes.get(name) for name in order}
+    chunks = tuple({"time": 1, "y": 8, "x": 16}.get(name, 1) for name in order)
+    path = frames.write(
+        tmp_path / "radar.zarr", stored, dims=order, axes=axes, chunks=chunks, consolidated=consolidated
+    )
+    product = frames.product(path)
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    assert source.grid.shape == (30, 41)
+    assert source.chunks == (1, 8, 16)
+    np.testing.assert_array_equal(source.read(cycle, HALO), wanted(codes, (3, 4, 5), HALO))
+    assert [source.is_stored(index) for index in range(6)] == [True, True, False, True, True, True]
+    assert len(source.refresh().times) == 6
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "y_attributes", "x_attributes"),
+    [
+        ("south_north", "west_east", {}, {}),
+        ("Y", "X", {}, {}),
+        ("row", "column", {"units": "degrees_north"}, {"units": "degrees_east"}),
+        ("row", "column", {"axis": "Y"}, {"axis": "X"}),
+        ("row", "column", {"standard_name": "grid_latitude"}, {"standard_name": "grid_longitude"}),
+    ],
+)
+def test_dims_are_known_by_what_their_coordinates_say(frames, tmp_path, y, x, y_attributes, x_attributes):
+    axes = {y: (np.arange(30.0), y_attributes), x: (np.arange(41.0), x_attributes)}
+    path = frames.write(tmp_path / "radar.zarr", dims=("when", y, x), axes=axes)
+    grid = open_source(frames.product(path).input).grid
+    assert (grid.y_name, grid.x_name) == (y, x)
+
+
 @given(st.data())
 @settings(max_examples=30)
 def test_any_window_of_the_strips_that_it_meets_is_what_a_read_gives(frames_once, data):
