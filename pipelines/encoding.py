@@ -54,8 +54,7 @@ def read_encoding(dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fil
     """
     if dtype.kind not in "iuf":
         raise InputError(f"{where} holds {dtype}; expected integers or floats")
-    if attributes.get("_Unsigned") is not None:
-        raise InputError(f"{where} has the attribute _Unsigned, which is not supported; store unsigned integers")
+    dtype = _as_signed(dtype, attributes.get("_Unsigned"), where)
     missing = _missing_codes(dtype, attributes, chunk_fill, where)
     read_as, fill = _read_as(dtype, missing)
     return Encoding(
@@ -98,18 +97,35 @@ def unpack(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.float64]:
 def _missing_codes(
     dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fill: Any, where: str
 ) -> tuple[float, ...]:
-    named = {name: value for name in _MISSING_ATTRIBUTES if (value := _number(attributes, name, where)) is not None}
-    if chunk_fill is not None and "_FillValue" not in named:
-        named = {"fill_value": float(chunk_fill), **named}
-    codes = {_as_code(value, dtype, name, where): None for name, value in named.items() if value == value}
+    named = [(name, value) for name in _MISSING_ATTRIBUTES for value in _numbers(attributes, name, where)]
+    if chunk_fill is not None and "_FillValue" not in attributes:
+        named = [("fill_value", float(chunk_fill)), *named]
+    is_unsigned = attributes.get("_Unsigned") is not None
+    codes = {_as_code(value, dtype, name, where, is_unsigned): None for name, value in named if value == value}
     return tuple(codes)
 
 
-def _as_code(value: float, dtype: np.dtype[Any], name: str, where: str) -> float:
-    """The value as `dtype` holds it: -9999.9 as a float32 is another number than as a float64."""
+def _as_signed(dtype: np.dtype[Any], unsigned: Any, where: str) -> np.dtype[Any]:
+    """The type that integers mean: by netCDF's `_Unsigned`, stored int8 may be uint8."""
+    said = None if unsigned is None else str(unsigned).strip().lower()
+    if dtype.kind == "f" or said in (None, "true" if dtype.kind == "u" else "false"):
+        return dtype
+    if dtype.kind == "u" or said != "true":
+        expected = "'true', or signed integers" if dtype.kind == "u" else "'true' or 'false'"
+        raise InputError(f"{where} holds {dtype} and has _Unsigned {unsigned!r}; expected {expected}")
+    return np.dtype(f"{dtype.byteorder}u{dtype.itemsize}")
+
+
+def _as_code(value: float, dtype: np.dtype[Any], name: str, where: str, wraps: bool) -> float:
+    """The value as `dtype` holds it: -9999.9 as a float32 is another number than as a float64.
+
+    Args:
+        wraps: negative integers stand for the unsigned ones of the same bits.
+    """
     if dtype.kind == "f":
         return float(dtype.type(value))
     limits = np.iinfo(dtype)
+    value += limits.max + 1 if wraps and dtype.kind == "u" and value < 0 else 0
     if value != int(value) or not limits.min <= value <= limits.max:
         raise InputError(f"{where} has {name} {value:g}, which no {dtype} can hold")
     return int(value)
@@ -133,6 +149,13 @@ def _number(attributes: Mapping[str, Any], name: str, where: str) -> float | Non
         return _parse_number(value)
     except (ValueError, TypeError, struct.error) as error:
         raise InputError(f"{where} has {name} {value!r}; expected one number") from error
+
+
+def _numbers(attributes: Mapping[str, Any], name: str, where: str) -> list[float]:
+    """One number or several: CF allows more than one `missing_value`."""
+    value = attributes.get(name)
+    values = value if isinstance(value, list | tuple) else [value]
+    return [number for each in values if (number := _number({name: each}, name, where)) is not None]
 
 
 def _parse_number(value: Any) -> float:

@@ -128,6 +128,7 @@ class InputSpec(Part):
     tolerance: NotNegative = timedelta(seconds=30)
     missing_frame: Literal["refuse", "use_available"] = "refuse"
     max_missing: float = Field(default=0.95, gt=0, le=1)
+    attributes: dict[str, str | int | float | tuple[int | float, ...]] = {}
     wait: NotNegative = timedelta(0)
 
     @field_validator("history")

@@ -70,6 +70,7 @@ class Source:
         axes: where time, y and x stand among the dims of the array; any other dim has one cell.
         chunks: (time, y, x) cells of the smallest piece that can be read alone.
         metadata: of the Zarr array.
+        given: attributes that count instead of those of the store.
     """
 
     store: str
@@ -80,6 +81,7 @@ class Source:
     axes: Axes
     chunks: Axes
     metadata: Any
+    given: Mapping[str, Any]
 
     @property
     def where(self) -> str:
@@ -116,7 +118,7 @@ class Source:
         Raises:
             InputError: as `open_source`.
         """
-        return _load(self.store, self.variable, self)
+        return _load(self.store, self.variable, self.given, self)
 
     def read(self, cycle: Cycle, window: Window) -> Raw:
         """Codes of the cycle's frames in a window, (frame, y, x), in the encoding's dtype.
@@ -188,7 +190,7 @@ def open_source(spec: InputSpec) -> Source:
         InputError: no such store or variable (lists those there are), wrong dims, an attribute that is no number.
         CorruptInputError: the store is there but cannot be read.
     """
-    return _load(spec.store, spec.variable)
+    return _load(spec.store, spec.variable, spec.attributes)
 
 
 def find_inputs(source: Source, product: Product, reference_time: np.datetime64 | None = None) -> Cycle:
@@ -285,11 +287,12 @@ async def _any_exists(store: Any, keys: list[str]) -> bool:
     return False
 
 
-def _load(store: str, variable: str, known: Source | None = None) -> Source:
+def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | None = None) -> Source:
     """The source; grid and times are taken from what is known where the store still has them."""
     with _reading(f"Zarr store {store}"):
         group = zarr.open_group(_connect(store), mode="r")
         array = _find(group, variable, store)
+        attributes = dict(array.attrs) | dict(given)
     where = f"{variable!r} in {store}"
     dims = _dims(array, group, where)
     names, axes = tuple(dims), _three(dims.values())
@@ -297,13 +300,13 @@ def _load(store: str, variable: str, known: Source | None = None) -> Source:
         if known is not None and tuple(array.shape[axis] for axis in axes[1:]) == known.grid.shape:
             grid = known.grid
         else:
-            grid = _read_grid(group, array, names, where)
+            grid = _read_grid(group, attributes, names, where)
         times = _read_times(group[names[0]], where, known.times if known else None)
     chunk_fill = array.fill_value if array.metadata.zarr_format == 2 else None
-    encoding = read_encoding(array.dtype, dict(array.attrs), chunk_fill, where)
+    encoding = read_encoding(array.dtype, attributes, chunk_fill, where)
     whole = times[: array.shape[axes[0]]]  # an append in progress lengthens one of them before the other
     chunks = _three(array.chunks[axis] for axis in axes)
-    return Source(store, variable, grid, whole, encoding, axes, chunks, array.metadata)
+    return Source(store, variable, grid, whole, encoding, axes, chunks, array.metadata, given)
 
 
 def _find(group: Any, variable: str, store: str) -> Any:
@@ -369,10 +372,10 @@ def _kind(name: str, attributes: Mapping[str, Any]) -> str | None:
     return by_axis or (found[0] if found else "time" if " since " in units else None)
 
 
-def _read_grid(group: Any, array: Any, names: Sequence[str], where: str) -> Grid:
+def _read_grid(group: Any, attributes: Mapping[str, Any], names: Sequence[str], where: str) -> Grid:
     _, y_name, x_name = names
     y, x = (_read_axis(group[name], f"coordinate {name!r} of {where}") for name in (y_name, x_name))
-    crs = _grid_mapping(group, array)
+    crs = _grid_mapping(group, attributes)
     return Grid(
         y,
         x,
@@ -397,9 +400,9 @@ def _read_axis(axis: Any, where: str) -> NDArray[np.float64]:
     return values
 
 
-def _grid_mapping(group: Any, array: Any) -> str | None:
+def _grid_mapping(group: Any, attributes: Mapping[str, Any]) -> str | None:
     """Name of the variable that holds the CRS; CF also allows `crs: x y`."""
-    named = str(array.attrs.get("grid_mapping", "")).partition(":")[0].strip()
+    named = str(attributes.get("grid_mapping", "")).partition(":")[0].strip()
     return next((name for name in (named, "spatial_ref", "crs") if name and name in group), None)
 
 

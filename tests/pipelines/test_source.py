@@ -361,7 +361,9 @@ def test_the_missing_code_is_found(dtype, attributes, chunk_fill, read_as, fill)
         ("i2", {"_FillValue": 0.5}, "_FillValue 0.5, which no int16 can hold"),
         ("i2", {"scale_factor": "a lot"}, "scale_factor 'a lot'; expected one number"),
         ("i2", {"scale_factor": [1, 2]}, "expected one number"),
-        ("i1", {"_Unsigned": "true"}, "_Unsigned, which is not supported"),
+        ("i1", {"_Unsigned": "yes"}, "holds int8 and has _Unsigned 'yes'; expected 'true' or 'false'"),
+        ("u1", {"_Unsigned": "false"}, "holds uint8 and has _Unsigned 'false'; expected 'true', or signed integers"),
+        ("i2", {"missing_value": [-1, 40000]}, "missing_value 40000, which no int16 can hold"),
         ("i2", {"zr_a": -1, "zr_b": 1.5}, "both must be above 0"),
     ],
 )

@@ -1,0 +1,96 @@
+"""What a store says of its codes is believed; where it is wrong or silent, the product file speaks for it."""
+
+import numpy as np
+import pytest
+import zarr
+
+from pipelines.encoding import unpack
+from pipelines.product import Product
+from pipelines.source import find_inputs, open_source
+
+RATE = {"standard_name": "rainfall_rate", "units": "mm h-1"}
+
+
+def physical(product):
+    """Values of the newest frame, (y, x), in the store's units."""
+    source = open_source(product.input)
+    raw = source.read_frames(find_inputs(source, product))
+    return unpack(raw, source.encoding)[-1]
+
+
+def rain(seed=3, frames=3, shape=(30, 41)):
+    """Codes of 0.1 mm h-1, 0 to 200, a third of them dry."""
+    return np.random.default_rng(seed).integers(-100, 200, (frames, *shape)).clip(0)
+
+
+def test_several_missing_values_are_all_missing(frames, tmp_path):
+    values = rain() / np.float32(10)
+    values[:, :3], values[:, 3:5] = -3, -999
+    attributes = RATE | {"missing_value": [-3.0, -999.0]}
+    path = frames.write(tmp_path / "radar.zarr", values, attributes=attributes, fill_value=0)
+    found = physical(frames.product(path))
+    assert np.isnan(found[:5]).all()
+    np.testing.assert_allclose(found[5:], values[-1, 5:])
+
+
+def test_attributes_of_the_product_count_instead_of_those_of_the_store(frames, tmp_path):
+    codes = rain().astype(np.int16)
+    codes[:, :4], codes[:, 4] = -1, -2
+    store = {"units": "unknown", "scale_factor": 1.0, "_FillValue": -1}
+    path = frames.write(tmp_path / "radar.zarr", codes, attributes=store)
+    given = {"units": "mm h-1", "scale_factor": 0.1, "missing_value": [-2], "zr_a": 200, "zr_b": "1.6"}
+    source = open_source(frames.product(path, attributes=given).input)
+    encoding = source.encoding
+    assert (encoding.units, encoding.scale_factor, encoding.missing, encoding.zr) == (
+        "mm h-1",
+        0.1,
+        (-1, -2),
+        (200, 1.6),
+    )
+    assert source.refresh().encoding == encoding
+    found = physical(frames.product(path, attributes=given))
+    assert np.isnan(found[:5]).all()
+    np.testing.assert_allclose(found[5:], codes[-1, 5:] * 0.1)
+
+
+def test_the_grid_mapping_can_be_given(frames, tmp_path):
+    attributes = RATE | {"_FillValue": -32768, "grid_mapping": "nothing"}
+    path = frames.write(tmp_path / "radar.zarr", attributes=attributes)
+    zarr.open_group(path, mode="r+", use_consolidated=False).create_array(
+        "polar", shape=(), dtype="i4", attributes={"grid_mapping_name": "polar_stereographic"}
+    )
+    zarr.consolidate_metadata(path)
+    grid = open_source(frames.product(path, attributes={"grid_mapping": "polar"}).input).grid
+    assert grid.crs_name == "polar"
+    assert grid.crs_attrs == {"grid_mapping_name": "polar_stereographic"}
+
+
+def test_a_product_keeps_the_attributes_it_gives(frames):
+    given = {"units": "mm h-1", "missing_value": [-3, -999.5]}
+    product = frames.product("radar.zarr", attributes=given)
+    again = Product.model_validate(product.model_dump(mode="json"))
+    assert again == product
+    assert again.input.attributes == {"units": "mm h-1", "missing_value": (-3, -999.5)}
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("stored", ["i1", "u1"])
+def test_unsigned_codes_in_signed_integers_as_netcdf_stores_them(frames, tmp_path, zarr_format, stored):
+    codes = rain().astype(np.uint8)
+    codes[:, :10] = 255
+    attributes = RATE | {"_Unsigned": "true", "scale_factor": 0.1, "_FillValue": int(np.uint8(255).view(stored))}
+    path = frames.write(
+        tmp_path / "radar.zarr",
+        codes.view(stored),
+        attributes=attributes,
+        zarr_format=zarr_format,
+        fill_value=attributes["_FillValue"],
+        chunks=(1, 10, 41),
+    )
+    found = physical(frames.product(path))
+    np.testing.assert_array_equal(found, np.where(codes[-1] == 255, np.nan, codes[-1] * 0.1))
+
+
+def test_signed_integers_that_are_not_unsigned_stay_signed(frames, tmp_path):
+    path = frames.write(tmp_path / "radar.zarr", attributes=frames.attributes | {"_Unsigned": "false"})
+    assert open_source(frames.product(path).input).encoding.dtype == "int16"
