@@ -4,6 +4,7 @@ import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import InputError
 
+_AT_ONCE = 262_144  # cells whose codes and masks stay in the caches
 _MISSING_ATTRIBUTES = ("_FillValue", "missing_value")
 
 
@@ -25,6 +27,7 @@ class Encoding:
         fill: the code of cells that are not there: the first missing code, or NaN.
         units: of the physical values, as the store writes them; "" if it says nothing.
         no_echo_value: physical value of a cell that was measured and had no echo.
+        least: physical value below which a code that does not mean missing makes no sense; None = there is none.
         zr: (a, b) of the Z-R relation Z = a R^b.
     """
 
@@ -36,6 +39,7 @@ class Encoding:
     units: str = ""
     standard_name: str | None = None
     no_echo_value: float | None = None
+    least: float | None = None
     zr: tuple[float, float] | None = None
 
     @property
@@ -57,7 +61,7 @@ def read_encoding(dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fil
     dtype = _as_signed(dtype, attributes.get("_Unsigned"), where)
     missing = _missing_codes(dtype, attributes, chunk_fill, where)
     read_as, fill = _read_as(dtype, missing)
-    return Encoding(
+    found = Encoding(
         dtype=read_as.name,
         fill=fill,
         missing=missing or ((fill,) if dtype.kind != "f" else ()),
@@ -68,6 +72,20 @@ def read_encoding(dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fil
         no_echo_value=_number(attributes, "no_echo_value", where),
         zr=_zr(attributes, where),
     )
+    if chunk_fill is not None and not any(name in attributes for name in _MISSING_ATTRIBUTES):
+        _check_fill(float(chunk_fill), found, where)
+    return found
+
+
+def _check_fill(fill: float, encoding: Encoding, where: str) -> None:
+    """Refuses a Zarr v2 fill value, as zarr writes it unasked, by which cells without rain would be missing."""
+    no_echo = encoding.no_echo_value or 0.0
+    if fill * encoding.scale_factor + encoding.add_offset == no_echo:
+        raise InputError(
+            f"{where} has the Zarr v2 fill_value {fill:g}, so that every cell of {no_echo:g} {encoding.units} would be "
+            f"missing, and no _FillValue; expected one of both in the product file: input.attributes: "
+            f"{{_FillValue: NaN}} if such a cell was measured, {{_FillValue: {fill:g}}} if it is missing"
+        )
 
 
 def is_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.bool_]:
@@ -76,6 +94,39 @@ def is_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.bool_]:
     for code in encoding.missing:
         missing |= raw == (raw.dtype.type(code) if encoding.is_float else int(code))  # an integer may be out of bounds
     return missing
+
+
+def check_sense(raw: NDArray[Any], encoding: Encoding, where: str) -> None:
+    """Raises InputError if values are less than their quantity can be: codes that mean missing, but are not said to.
+
+    Args:
+        raw: (y, x) codes as stored.
+        where: names them in the message.
+    """
+    if encoding.least is None or encoding.scale_factor <= 0:
+        return
+    limit = (encoding.least - encoding.add_offset) / encoding.scale_factor
+    if not encoding.is_float:
+        limit = ceil(limit)
+        if limit <= np.iinfo(encoding.dtype).min:
+            return
+    rows = max(1, _AT_ONCE // max(1, raw.shape[-1]))
+    for start in range(0, len(raw), rows):
+        part = raw[start : start + rows]
+        low = part < limit
+        if low.any() and (low := low & ~is_missing(part, encoding)).any():
+            raise _senseless(part[low], encoding, where)
+
+
+def _senseless(codes: NDArray[Any], encoding: Encoding, where: str) -> InputError:
+    found = np.unique(codes)
+    few = ", ".join(f"{code:g}" for code in found[:3]) + (", ..." if len(found) > 3 else "")
+    least = f"{found[0] * encoding.scale_factor + encoding.add_offset:g} {encoding.units}"
+    return InputError(
+        f"{where} has values down to {least}, which no {encoding.standard_name or 'rain rate'} can be; expected 0 or "
+        f"more. If these codes mean missing, say so in the product file: "
+        f"input.attributes: {{missing_value: [{few}]}}"
+    )
 
 
 def count_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.int64]:

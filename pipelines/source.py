@@ -20,13 +20,14 @@ from zarr.buffer.cpu import NDBuffer
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
 
-from pipelines.encoding import Encoding, count_missing, is_missing, read_encoding, unpack
+from pipelines.encoding import Encoding, check_sense, count_missing, is_missing, read_encoding, unpack
 from pipelines.errors import CorruptInputError, InputError, NotYetError, PipelineError
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, text_of
 from pipelines.grid import Grid, Window
 from pipelines.product import InputSpec, Product
 from pipelines.threads import map_on
 from pipelines.timecode import decode_times
+from pipelines.units import Quantity, least_value
 
 __all__ = [
     "Cycle",
@@ -130,6 +131,7 @@ class Source:
             CorruptInputError: stored bytes are damaged or cannot be read (names frame and window), or the store
                 has vanished. A changed byte is noticed by a checksum (crc32c, zstd or blosc with one) or when
                 the codec stumbles over it; without a checksum it may decode to wrong values unnoticed.
+            InputError: values that make no sense, such as a rain rate of -999 (see `check_sense`).
         """
         shape = len(cycle.frame_indices), *window.shape
         raw = np.full(shape, self.encoding.fill, self.encoding.dtype)
@@ -167,6 +169,7 @@ class Source:
             self._array().get_basic_selection(tuple(selection), out=NDBuffer.from_numpy_array(stored))
         if stored is not target:
             target[...] = stored.T
+        check_sense(target, self.encoding, frame)
 
     def _chunk_keys(self, index: int) -> Iterator[str]:
         array = self._array()
@@ -304,6 +307,7 @@ def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | N
         times = _read_times(group[names[0]], where, known.times if known else None)
     chunk_fill = array.fill_value if array.metadata.zarr_format == 2 else None
     encoding = read_encoding(array.dtype, attributes, chunk_fill, where)
+    encoding = replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
     whole = times[: array.shape[axes[0]]]  # an append in progress lengthens one of them before the other
     chunks = _three(array.chunks[axis] for axis in axes)
     return Source(store, variable, grid, whole, encoding, axes, chunks, array.metadata, given)

@@ -5,6 +5,7 @@ import pytest
 import zarr
 
 from pipelines.encoding import unpack
+from pipelines.errors import InputError
 from pipelines.product import Product
 from pipelines.source import find_inputs, open_source
 
@@ -41,12 +42,8 @@ def test_attributes_of_the_product_count_instead_of_those_of_the_store(frames, t
     given = {"units": "mm h-1", "scale_factor": 0.1, "missing_value": [-2], "zr_a": 200, "zr_b": "1.6"}
     source = open_source(frames.product(path, attributes=given).input)
     encoding = source.encoding
-    assert (encoding.units, encoding.scale_factor, encoding.missing, encoding.zr) == (
-        "mm h-1",
-        0.1,
-        (-1, -2),
-        (200, 1.6),
-    )
+    assert (encoding.units, encoding.scale_factor) == ("mm h-1", 0.1)
+    assert (encoding.missing, encoding.zr) == ((-1, -2), (200, 1.6))
     assert source.refresh().encoding == encoding
     found = physical(frames.product(path, attributes=given))
     assert np.isnan(found[:5]).all()
@@ -94,3 +91,64 @@ def test_unsigned_codes_in_signed_integers_as_netcdf_stores_them(frames, tmp_pat
 def test_signed_integers_that_are_not_unsigned_stay_signed(frames, tmp_path):
     path = frames.write(tmp_path / "radar.zarr", attributes=frames.attributes | {"_Unsigned": "false"})
     assert open_source(frames.product(path).input).encoding.dtype == "int16"
+
+
+NEGATIVE = {
+    "MRMS, float": (np.float32, {}, {0: -3, 4: -999}, r"down to -999 mm h-1, .*missing_value: \[-999, -3\]"),
+    "Nimrod, 1/32": (np.int16, {"scale_factor": 1 / 32}, {0: -1}, r"down to -0.03125 mm h-1, .*missing_value: \[-1\]"),
+    "flux": (
+        np.float32, {"standard_name": "precipitation_flux", "units": "kg m-2 s-1"}, {7: -1},
+        r"down to -1 kg m-2 s-1, which no precipitation_flux can be; expected 0 or more",
+    ),
+    "beside a missing value": (np.int16, {"_FillValue": -32768}, {0: -32768, 9: -2}, r"down to -2 mm h-1.*missing_value: \[-2\]"),
+    "no standard_name": (np.float32, {"standard_name": None}, {3: -9}, "down to -9 mm h-1, which no rain rate can be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "attributes", "rows", "message"), NEGATIVE.values(), ids=NEGATIVE)
+def test_codes_for_missing_that_nobody_names_are_refused(frames, tmp_path, dtype, attributes, rows, message):
+    codes = rain().astype(dtype)
+    for row, code in rows.items():
+        codes[-1, row, 5:9] = code
+    named = {key: value for key, value in (RATE | attributes).items() if value is not None}
+    path = frames.write(tmp_path / "radar.zarr", codes, attributes=named, fill_value=0)
+    with pytest.raises(InputError, match=r"^frame 2024-06-01T12:10Z of 'rain' .* has values " + message):
+        physical(frames.product(path))
+    given = {"missing_value": sorted(set(rows.values()))}
+    found = physical(frames.product(path, attributes=given))
+    assert np.isnan(found).sum() == 4 * len(rows)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"units": "K", "standard_name": "air_temperature"}, {"units": "m s-1"}, {"units": "dBZ"}, {}],
+)
+def test_what_may_be_negative_is_not_refused(frames, tmp_path, attributes):
+    values = np.full((3, 30, 41), -3, np.float32)
+    path = frames.write(tmp_path / "radar.zarr", values, attributes=attributes, fill_value=0)
+    assert (physical(frames.product(path)) == -3).all()
+
+
+def test_rounding_below_zero_is_not_refused(frames, tmp_path):
+    values = np.full((3, 30, 41), -1e-3, np.float32)
+    path = frames.write(tmp_path / "radar.zarr", values, attributes=RATE, fill_value=0)
+    assert (physical(frames.product(path)) < 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "attributes"), [("f4", {}), ("u1", {"scale_factor": 0.1})])
+def test_a_fill_value_by_which_dry_cells_would_be_missing_must_be_meant(frames, tmp_path, dtype, attributes):
+    codes = rain().astype(dtype)
+    path = frames.write(tmp_path / "radar.zarr", codes, attributes=RATE | attributes, zarr_format=2, fill_value=0)
+    message = r"v2 fill_value 0, so that every cell of 0 mm h-1 would be missing.* \{_FillValue: NaN\} if such a cell"
+    with pytest.raises(InputError, match=message):
+        open_source(frames.product(path).input)
+    assert np.isnan(physical(frames.product(path, attributes={"_FillValue": 0}))).sum() == (codes[-1] == 0).sum()
+    measured = physical(frames.product(path, attributes={"_FillValue": "NaN"}))
+    np.testing.assert_allclose(measured, codes[-1] * attributes.get("scale_factor", 1.0))
+
+
+def test_a_fill_value_of_another_code_than_dry_is_meant(frames, tmp_path):
+    codes = rain().astype(np.uint8)
+    attributes = RATE | {"scale_factor": 0.1, "add_offset": -0.1}
+    path = frames.write(tmp_path / "radar.zarr", codes, attributes=attributes, zarr_format=2, fill_value=0)
+    assert np.isnan(physical(frames.product(path))).sum() == (codes[-1] == 0).sum()
