@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pipelines.cycles import product_folder
 from pipelines.encoding import Encoding
 from pipelines.errors import PipelineError
 from pipelines.frames import Times, choose_frames, frame_offsets, usual_step
-from pipelines.grid import Grid
+from pipelines.grid import Grid, known_units, unbroken
 from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Needs, make_plan
 from pipelines.product import InputSpec, Last, OutputSpec, Product, format_duration
@@ -72,6 +72,7 @@ def check_fit(product: Product, source: Source, model: ModelNeeds) -> list[Probl
     """Why a product, its store and its model would give a wrong forecast, whatever frames have arrived."""
     return [
         *_check_grid(source.grid),
+        *_check_spacing(source.grid, product),
         *_refusal("output.variable", lambda: check_names(source.grid, product.output.variable)),
         *_refusal("lead_times", lambda: check_leads(product.leads)),
         *_check_model(product, model),
@@ -91,11 +92,22 @@ def _refusal(where: str, action: Callable[[], object]) -> Iterator[Problem]:
 
 
 def _check_grid(grid: Grid) -> Iterator[Problem]:
-    for name, values in ((grid.y_name, grid.y), (grid.x_name, grid.x)):
+    x = unbroken(grid.x) if grid.is_in_degrees else grid.x
+    for name, values in ((grid.y_name, grid.y), (grid.x_name, x)):
         if len(values) < 2:
             yield Problem("input.store", f"coordinate {name!r} has {len(values)} cell(s)", "at least 2")
         elif uneven := _uneven(values):
             yield Problem("input.store", f"coordinate {name!r} is not regular: {uneven}", "even steps")
+
+
+def _check_spacing(grid: Grid, product: Product) -> Iterator[Problem]:
+    """The one model that squall makes for the size of the cells knows it."""
+    if product.model.package != "builtin:advection":
+        return
+    for name, attributes in ((grid.y_name, grid.y_attrs), (grid.x_name, grid.x_attrs)):
+        if not known_units(attributes):
+            found = f"coordinate {name!r} has units {attributes['units']!r}"
+            yield Problem("input.store", found, "m, km or degrees, by which builtin:advection knows how far rain moves")
 
 
 def _uneven(values: NDArray[np.float64]) -> str:
@@ -133,7 +145,25 @@ def _history_steps(times: Times, spec: InputSpec) -> list[timedelta]:
 
 
 def _check_quantity(encoding: Encoding, product: Product, model: ModelNeeds) -> Iterator[Problem]:
-    yield from _refusal("input.variable", lambda: make_decoder(encoding, product.input, model))
+    for problem in _refusal("input.variable", lambda: make_decoder(encoding, product.input, model)):
+        yield replace(problem, found=f"{problem.found}; {_advice(encoding, product.input, model)}")
+
+
+def _advice(encoding: Encoding, spec: InputSpec, model: ModelNeeds) -> str:
+    """The line of the product file that may make the variable fit."""
+    units = encoding.units.strip().lower()
+    if units == "dbz" and spec.convert == "zr":
+        return "write those of your radars, such as input.attributes: {zr_a: 200, zr_b: 1.6}"
+    if units == "dbz" and model.quantity.is_rain_rate:
+        return "for rain rate from reflectivity write input.convert: zr"
+    if units in ("mm", "kg m-2") and model.quantity.is_rain_rate:
+        rate = f"{{standard_name: {model.quantity.standard_name}, units: mm/(5 min)}}"
+        return f"for sums of 5 minutes, say, write input.attributes: {rate}"
+    return f"if the store is wrong or silent, write what is true, such as input.attributes: {{units: {_unit(model)}}}"
+
+
+def _unit(model: ModelNeeds) -> str:
+    return model.quantity.units or "the units"
 
 
 def _check_model(product: Product, model: ModelNeeds) -> Iterator[Problem]:

@@ -61,6 +61,10 @@ MISFITS = {
         {"store": {"axes": {"x": (np.ones(41), {"units": "m"})}}},
         "input.store: coordinate 'x' is not regular: it starts and ends at 1; expected even steps",
     ),
+    "units that are no length": (
+        {"store": {"axes": {"x": (np.arange(41.0), {"units": "rad"})}}, "model": {"package": "builtin:advection"}},
+        "input.store: coordinate 'x' has units 'rad'; expected m, km or degrees, by which builtin:advection knows",
+    ),
     "too few frames": (
         {"history": ["-5min", "0min"]},
         "input.history: 2 frame(s); expected 3 for the model advection 1.0",
@@ -81,6 +85,20 @@ MISFITS = {
         {"store": {"attributes": {"standard_name": "eastward_wind", "units": "m s-1"}}},
         "does not fit the model advection 1.0: found eastward_wind in m s-1; expected lwe_precipitation_rate in mm h-1",
     ),
+    "sums": (
+        {"store": {"attributes": {"units": "mm"}}},
+        "for sums of 5 minutes, say, write input.attributes: {standard_name: lwe_precipitation_rate, units: mm/(5 min",
+    ),
+    "reflectivity": ({"store": {"attributes": {"units": "dBZ"}}}, "from reflectivity write input.convert: zr"),
+    "reflectivity without a Z-R relation": (
+        {"store": {"attributes": {"units": "dBZ"}}, "convert": "zr"},
+        "write those of your radars, such as input.attributes: {zr_a: 200, zr_b: 1.6}",
+    ),
+    "no units": (
+        {"store": {"attributes": {}}},
+        "found no standard_name in no units; expected lwe_precipitation_rate in mm h-1, or units that convert to them; "
+        "if the store is wrong or silent, write what is true, such as input.attributes: {units: mm h-1}",
+    ),
     "no reflectivity to convert": ({"convert": "zr"}, "zr expects equivalent_reflectivity_factor in dBZ"),
     "a lead time that the model does not make": (
         {"lead_times": ["5min", "7min", "2h"]},
@@ -97,6 +115,16 @@ MISFITS = {
     ),
     "too little memory": ({"tiling": {"memory": 100}}, "tiling: no tile fits"),
 }  # fmt: skip
+
+
+def test_a_grid_across_the_meridian_is_regular(problems):
+    degrees = {"y": (np.arange(30.0) / 10 + 40, {"units": "degrees_north"})}
+    across = (359 + np.arange(41) / 10) % 360
+    assert problems(store={"axes": degrees | {"x": (across, {"units": "degrees_east"})}}) == []
+
+
+def test_units_that_are_no_length_matter_only_to_a_model_made_for_the_cells(problems):
+    assert problems(store={"axes": {"x": (np.arange(41.0), {"units": "rad"})}}) == []
 
 
 @pytest.mark.parametrize(("changes", "message"), MISFITS.values(), ids=MISFITS)

@@ -100,7 +100,7 @@ NEGATIVE = {
         np.float32, {"standard_name": "precipitation_flux", "units": "kg m-2 s-1"}, {7: -1},
         r"down to -1 kg m-2 s-1, which no precipitation_flux can be; expected 0 or more",
     ),
-    "beside a missing value": (np.int16, {"_FillValue": -32768}, {0: -32768, 9: -2}, r"down to -2 mm h-1.*missing_value: \[-2\]"),
+    "beside a missing value": (np.int16, {"_FillValue": -9}, {0: -9, 9: -2}, r"down to -2 .*missing_value: \[-2\]"),
     "no standard_name": (np.float32, {"standard_name": None}, {3: -9}, "down to -9 mm h-1, which no rain rate can be"),
 }  # fmt: skip
 
