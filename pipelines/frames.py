@@ -42,7 +42,7 @@ def choose_frames(
 
     Args:
         times: (time,) of the store, datetime64[ns], UTC.
-        reference_time: None = the newest time of the store.
+        reference_time: None = the newest time of the store, without parts of a second.
         where: the variable and its store, for messages.
 
     Raises:
@@ -51,7 +51,8 @@ def choose_frames(
             (under `use_available`: only if it is the newest).
     """
     check_times(times, where)
-    reference = times[-1] if reference_time is None else reference_time.astype("datetime64[ns]")
+    wanted = times[-1].astype("datetime64[s]") if reference_time is None else reference_time
+    reference = wanted.astype("datetime64[ns]")
     return nearest_frames(times, product, spec, reference, frame_offsets(times, spec, where), where)
 
 

@@ -108,6 +108,13 @@ def test_a_frame_that_may_still_come_is_not_yet_there(frames, tmp_path, options,
         read_cycle(product, np.datetime64(f"2024-06-01T{clock}") if clock else None)
 
 
+def test_the_latest_cycle_is_of_a_whole_second(frames, tmp_path):
+    axes = seconds(*(300_000 * n + 400 for n in range(6)), units="milliseconds since 2024-06-01T12:00")
+    cycle = read_cycle(frames.product(frames.write(tmp_path / "radar.zarr", axes=axes)))
+    assert cycle.reference_time == np.datetime64("2024-06-01T12:25:00", "ns")
+    assert cycle.frame_times[-1] == np.datetime64("2024-06-01T12:25:00.400", "ns")
+
+
 def test_a_cycle_before_the_archive_is_refused(frames, tmp_path):
     product = frames.product(frames.write(tmp_path / "radar.zarr"))
     with pytest.raises(InputError, match="before the first frame, 2024-06-01T12:00Z"):
