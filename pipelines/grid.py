@@ -111,9 +111,14 @@ class Grid:
         """
         dy, dx = _step(self.y), _step(unbroken(self.x) if self.is_in_degrees else self.x)
         if not self.is_in_degrees:
-            return dy * _to_km(dy, self.y_attrs), dx * _to_km(dx, self.x_attrs)
+            return dy * self.km_per_unit[0], dx * self.km_per_unit[1]
         middle = np.deg2rad(float(self.y[0] + self.y[-1]) / 2)
         return dy * KM_PER_DEGREE, dx * KM_PER_DEGREE * float(np.cos(middle))
+
+    @property
+    def km_per_unit(self) -> tuple[float, float]:
+        """What coordinates (y, x) that are not degrees are multiplied by to be km."""
+        return _to_km(_step(self.y), self.y_attrs), _to_km(_step(self.x), self.x_attrs)
 
     @property
     def is_in_degrees(self) -> bool:
