@@ -59,7 +59,7 @@ def check_product(
     if isinstance(source, Exception):
         problems.append(Problem("input.store", str(source)))
     else:
-        problems += [*_check_times(source, product), *_check_room(source.grid, product)]
+        problems += [*_check_times(source, product), *_check_unseen(source), *_check_room(source.grid, product)]
         problems += _check_tiling(source.grid, product, tile)
     if isinstance(model, Exception):
         problems.append(Problem("model.package", str(model)))
@@ -123,6 +123,18 @@ def _check_times(source: Source, product: Product) -> Iterator[Problem]:
     yield from _refusal(
         "input.history", lambda: choose_frames(source.times, product.name, product.input, None, source.where)
     )
+
+
+def _check_unseen(source: Source) -> Iterator[Problem]:
+    """A store whose readers will never see its newest frames."""
+    found = []
+    yield from _refusal("input.store", lambda: found.append(source.count_unseen()))
+    if found and found[0]:
+        yield Problem(
+            "input.store",
+            f"{source.where} holds {found[0]} frame(s) that its consolidated metadata does not show",
+            "a writer that renews it after every append, such as zarr.consolidate_metadata(store)",
+        )
 
 
 def _check_cadence(source: Source, spec: InputSpec, model: ModelNeeds) -> Iterator[Problem]:

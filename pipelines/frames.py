@@ -13,6 +13,8 @@ from pipelines.product import InputSpec, Last, format_duration
 
 Times = NDArray[np.datetime64]
 
+_RISING = "expected rising times, as ds.sortby('time').drop_duplicates('time') of xarray gives them"
+
 
 @dataclass(frozen=True)
 class Cycle:
@@ -88,12 +90,14 @@ def check_times(times: Times, where: str) -> None:
     steps = np.diff(times)
     if (steps == np.timedelta64(0)).any():
         twice = int((steps == np.timedelta64(0)).argmax())
-        raise InputError(f"the time {text_of(times[twice])} stands twice in {where} (positions {twice}, {twice + 1})")
+        raise InputError(
+            f"the time {text_of(times[twice])} stands twice in {where} (positions {twice}, {twice + 1}); {_RISING}"
+        )
     if (steps < np.timedelta64(0)).any():
         back = int((steps < np.timedelta64(0)).argmax())
         raise InputError(
             f"the time axis of {where} is not sorted: {text_of(times[back + 1])} follows "
-            f"{text_of(times[back])} at position {back + 1}"
+            f"{text_of(times[back])} at position {back + 1}; {_RISING}"
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product as pairs
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.buffer.cpu import NDBuffer
 from zarr.core.sync import sync
+from zarr.errors import ContainsArrayError
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
 
 from pipelines.encoding import Encoding, check_sense, count_missing, is_missing, read_encoding, unpack
@@ -43,6 +45,11 @@ __all__ = [
     "open_source",
     "without_absent",
 ]
+
+_CRS_NAME = "crs"
+_CRS = (  # attributes of a store or a variable that say what a grid mapping variable should
+    "grid_mapping_name", "crs_wkt", "spatial_ref", "proj4", "proj4_params", "proj4_string", "proj4text", "epsg",
+)  # fmt: skip
 
 Raw = NDArray[np.generic]
 Axes = tuple[int, int, int]
@@ -152,6 +159,14 @@ class Source:
         """Raises CorruptInputError if the store has vanished: its chunks would then read as missing cells."""
         with _reading(f"{self.where}, which was there a moment ago,", CorruptInputError):
             zarr.open_array(_connect(self.store), path=self.variable, mode="r", zarr_format=self.metadata.zarr_format)
+
+    def count_unseen(self) -> int:
+        """Frames of which the array knows, but consolidated metadata that was not renewed after an append does not."""
+        with _reading(self.where):
+            array = zarr.open_array(
+                _connect(self.store), path=self.variable, mode="r", zarr_format=self.metadata.zarr_format
+            )
+        return max(0, int(array.shape[self.axes[0]]) - int(self.metadata.shape[self.axes[0]]))
 
     def is_stored(self, index: int) -> bool:
         """True if anything of a frame is stored; a frame never written would read as all fill value."""
@@ -293,7 +308,7 @@ async def _any_exists(store: Any, keys: list[str]) -> bool:
 def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | None = None) -> Source:
     """The source; grid and times are taken from what is known where the store still has them."""
     with _reading(f"Zarr store {store}"):
-        group = zarr.open_group(_connect(store), mode="r")
+        group = _open_group(store)
         array = _find(group, variable, store)
         attributes = dict(array.attrs) | dict(given)
     where = f"{variable!r} in {store}"
@@ -311,6 +326,25 @@ def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | N
     whole = times[: array.shape[axes[0]]]  # an append in progress lengthens one of them before the other
     chunks = _three(array.chunks[axis] for axis in axes)
     return Source(store, variable, grid, whole, encoding, axes, chunks, array.metadata, given)
+
+
+def _open_group(store: str) -> Any:
+    try:
+        return zarr.open_group(_connect(store), mode="r")
+    except (FileNotFoundError, ContainsArrayError) as error:
+        raise InputError(f"Zarr store {store} is not there{_instead(store)}") from error
+
+
+def _instead(store: str) -> str:
+    """What is at a local path instead of a Zarr store, as the end of a sentence."""
+    path = Path(store.removeprefix("file://"))
+    if "://" in str(path) or not path.exists():
+        return ""
+    if path.is_file():
+        return "; it is a file, expected the folder of a Zarr store"
+    if (path / ".zarray").exists() or (path / "zarr.json").exists():
+        return "; it is an array, expected the group that holds it and its coordinates"
+    return "; the folder holds no Zarr group (zarr.json or .zgroup)"
 
 
 def _find(group: Any, variable: str, store: str) -> Any:
@@ -380,6 +414,7 @@ def _read_grid(group: Any, attributes: Mapping[str, Any], names: Sequence[str], 
     _, y_name, x_name = names
     y, x = (_read_axis(group[name], f"coordinate {name!r} of {where}") for name in (y_name, x_name))
     crs = _grid_mapping(group, attributes)
+    said = {name: value for name, value in {**group.attrs, **attributes}.items() if name in _CRS}
     return Grid(
         y,
         x,
@@ -387,8 +422,8 @@ def _read_grid(group: Any, attributes: Mapping[str, Any], names: Sequence[str], 
         x_name,
         _attributes(group[y_name]),
         _attributes(group[x_name]),
-        crs,
-        _attributes(group[crs]) if crs else {},
+        crs or (_CRS_NAME if said else None),
+        _attributes(group[crs]) if crs else said,
     )
 
 

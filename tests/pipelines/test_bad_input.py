@@ -50,12 +50,12 @@ EVERY_CELL = 30 * 41
 TIMES = {
     "not sorted": (
         {"axes": seconds(0, 300, 900, 600, 1200, 1500)}, {},
-        r"not sorted: 2024-06-01T12:10Z follows 2024-06-01T12:15Z at position 3",
+        r"not sorted: 2024-06-01T12:10Z follows 2024-06-01T12:15Z at position 3; expected rising times, as ds.sortby",
     ),
     "descending": ({"axes": seconds(1500, 1200, 900, 600, 300, 0)}, {}, "not sorted: .* at position 1"),
     "duplicated": (
         {"axes": seconds(0, 300, 600, 600, 900, 1200)}, {},
-        r"the time 2024-06-01T12:10Z stands twice .*positions 2, 3",
+        r"the time 2024-06-01T12:10Z stands twice .*positions 2, 3\); expected rising times",
     ),
     "a time is missing": ({"axes": seconds(0, 300, -1, 900, 1200, 1500, _FillValue=-1)}, {}, "time 2 .* is missing"),
     "wrong step": (
@@ -238,11 +238,13 @@ def _array(path: Path) -> None:
 
 UNREADABLE = {
     "no such path": (lambda path: None, InputError, "is not there"),
-    "a folder that is no store": (lambda path: path.mkdir(), InputError, "is not there"),
-    "a file": (lambda path: path.write_text("rain"), InputError, "Zarr store"),
+    "a folder that is no store": (
+        lambda path: path.mkdir(), InputError, r"is not there; the folder holds no Zarr group \(zarr.json or .zgroup\)"
+    ),
+    "a file": (lambda path: path.write_text("rain"), InputError, "it is a file, expected the folder of a Zarr store"),
     "metadata cut short": (_garbage, CorruptInputError, "cannot be read: JSONDecodeError"),
-    "an array, not a group": (_array, InputError, "Zarr store"),
-}
+    "an array, not a group": (_array, InputError, "it is an array, expected the group that holds it"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "error", "message"), UNREADABLE.values(), ids=UNREADABLE)

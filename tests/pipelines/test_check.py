@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zarr
 
 import pipelines.check as check
 from pipelines.check import check_product, largest_cycle_bytes, packed_range, smallest_cycle_bytes
@@ -115,6 +116,17 @@ MISFITS = {
     ),
     "too little memory": ({"tiling": {"memory": 100}}, "tiling: no tile fits"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_frames_that_consolidated_metadata_does_not_show_are_named(frames, tmp_path, zarr_format):
+    path = frames.write(tmp_path / "radar.zarr", zarr_format=zarr_format)
+    product = frames.product(path, str(tmp_path / "forecasts"))
+    assert check_product(product, open_source(product.input), MODEL, TILE) == []
+    rain = zarr.open_group(path, mode="r+", use_consolidated=False)["rain"]
+    rain.append(frames.codes(2))
+    (found,) = map(str, check_product(product, open_source(product.input), MODEL, TILE))
+    assert "holds 2 frame(s) that its consolidated metadata does not show; expected a writer that renews it" in found
 
 
 def test_a_grid_across_the_meridian_is_regular(problems):

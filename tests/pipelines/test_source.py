@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -114,6 +115,19 @@ def test_dims_are_known_by_what_their_coordinates_say(frames, tmp_path, y, x, y_
     path = frames.write(tmp_path / "radar.zarr", dims=("when", y, x), axes=axes)
     grid = open_source(frames.product(path).input).grid
     assert (grid.y_name, grid.x_name) == (y, x)
+
+
+@pytest.mark.parametrize("of_store", [True, False])
+def test_a_crs_without_a_variable_of_its_own_is_kept(frames, tmp_path, of_store):
+    proj4 = {"proj4": "+proj=stere +lat_0=90 +lon_0=10"}
+    attributes = frames.attributes | {"grid_mapping": "nothing"} | ({} if of_store else proj4)
+    path = frames.write(tmp_path / "radar.zarr", attributes=attributes, consolidated=False)
+    group = zarr.open_group(path, mode="r+")
+    group.attrs.update(proj4 if of_store else {"title": "rain"})
+    assert open_source(frames.product(path).input).grid.crs_attrs == {"crs_wkt": "PROJCRS[]"}
+    del group["crs"]
+    grid = open_source(frames.product(path).input).grid
+    assert (grid.crs_name, grid.crs_attrs) == ("crs", proj4)
 
 
 @given(st.data())
