@@ -13,6 +13,7 @@ from pipelines.product import InputSpec, Last, format_duration
 
 Times = NDArray[np.datetime64]
 
+_RECENT = 100  # steps, by which the usual one is told
 _RISING = "expected rising times, as ds.sortby('time').drop_duplicates('time') of xarray gives them"
 
 
@@ -114,10 +115,13 @@ def frame_offsets(times: Times, spec: InputSpec, where: str) -> list[np.timedelt
 
 
 def usual_step(times: Times) -> np.timedelta64 | None:
-    """The median step of a time axis, to the second; None for fewer than two times."""
+    """The median of the newest steps of a time axis, to the second; None for fewer than two times.
+
+    A radar network that once came every 15 minutes may come every 5 now.
+    """
     if len(times) < 2:
         return None
-    median = float(np.median(np.diff(times).astype("timedelta64[ns]").astype(np.int64)))
+    median = float(np.median(np.diff(times[-_RECENT - 1 :]).astype("timedelta64[ns]").astype(np.int64)))
     return np.timedelta64(max(round(median / 1e9), 1) * 10**9, "ns")
 
 

@@ -456,6 +456,11 @@ def test_a_usual_step_survives_gaps_and_jitter(frames):
     assert abs(usual_step(gappy) - np.timedelta64(5, "m")) <= np.timedelta64(2, "s")
 
 
+def test_the_usual_step_is_that_of_the_newest_frames(frames):
+    once, now = frames.every(15, 3000, "2004-06-01"), frames.every(5, 150)
+    assert usual_step(np.concatenate([once, now])) == np.timedelta64(5, "m")
+
+
 def test_missing_within_limits_is_no_problem(frames, tmp_path):
     product = frames.product(frames.write(tmp_path / "radar.zarr"))
     cycle = find_inputs(open_source(product.input), product)
