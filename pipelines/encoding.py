@@ -47,11 +47,15 @@ class Encoding:
         return np.dtype(self.dtype).kind == "f"
 
 
-def read_encoding(dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fill: Any, where: str) -> Encoding:
+def read_encoding(
+    dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fill: Any, where: str, means_missing: bool = True
+) -> Encoding:
     """The encoding that CF attributes describe.
 
     Args:
-        chunk_fill: the array's own fill value if it means missing (Zarr v2), else None.
+        chunk_fill: the array's own fill value, None = it has none.
+        means_missing: that value, if no attribute says otherwise (Zarr v2); in Zarr v3 it only stands for chunks that
+            were not written.
 
     Raises:
         InputError: an attribute is no number, or does not fit the type (names it and what was found).
@@ -59,7 +63,7 @@ def read_encoding(dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fil
     if dtype.kind not in "iuf":
         raise InputError(f"{where} holds {dtype}; expected integers or floats")
     dtype = _as_signed(dtype, attributes.get("_Unsigned"), where)
-    missing = _missing_codes(dtype, attributes, chunk_fill, where)
+    missing = _missing_codes(dtype, attributes, chunk_fill if means_missing else None, where)
     read_as, fill = _read_as(dtype, missing)
     found = Encoding(
         dtype=read_as.name,
@@ -72,19 +76,25 @@ def read_encoding(dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fil
         no_echo_value=_number(attributes, "no_echo_value", where),
         zr=_zr(attributes, where),
     )
-    if chunk_fill is not None and not any(name in attributes for name in _MISSING_ATTRIBUTES):
-        _check_fill(float(chunk_fill), found, where)
+    if chunk_fill is not None and chunk_fill == chunk_fill and not any(n in attributes for n in _MISSING_ATTRIBUTES):
+        _check_fill(float(chunk_fill), found, where, means_missing)
     return found
 
 
-def _check_fill(fill: float, encoding: Encoding, where: str) -> None:
-    """Refuses a Zarr v2 fill value, as zarr writes it unasked, by which cells without rain would be missing."""
-    no_echo = encoding.no_echo_value or 0.0
-    if fill * encoding.scale_factor + encoding.add_offset == no_echo:
+def _check_fill(fill: float, encoding: Encoding, where: str, means_missing: bool) -> None:
+    """Refuses a fill value of which nobody can tell whether it means missing.
+
+    By 0, which zarr writes unasked, cells without rain would be missing in Zarr v2; another number that somebody chose
+    would be a measurement in Zarr v3.
+    """
+    value = fill * encoding.scale_factor + encoding.add_offset
+    is_no_echo = value == (encoding.no_echo_value or 0.0)
+    is_doubtful = is_no_echo if means_missing else fill != 0 and not is_no_echo
+    if is_doubtful:
         raise InputError(
-            f"{where} has the Zarr v2 fill_value {fill:g}, so that every cell of {no_echo:g} {encoding.units} would be "
-            f"missing, and no _FillValue; expected one of both in the product file: input.attributes: "
-            f"{{_FillValue: NaN}} if such a cell was measured, {{_FillValue: {fill:g}}} if it is missing"
+            f"{where} has the fill_value {fill:g} and no _FillValue, so that a cell of {value:g} {encoding.units} "
+            f"would be {'missing' if means_missing else 'a measurement'}; expected what is true in the product file: "
+            f"input.attributes: {{_FillValue: {fill:g}}} if such a cell is missing, {{_FillValue: NaN}} if not"
         )
 
 

@@ -320,8 +320,8 @@ def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | N
         else:
             grid = _read_grid(group, attributes, names, where)
         times = _read_times(group[names[0]], where, known.times if known else None)
-    chunk_fill = array.fill_value if array.metadata.zarr_format == 2 else None
-    encoding = read_encoding(array.dtype, attributes, chunk_fill, where)
+    is_v2 = array.metadata.zarr_format == 2
+    encoding = read_encoding(array.dtype, attributes, array.fill_value, where, means_missing=is_v2)
     encoding = replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
     whole = times[: array.shape[axes[0]]]  # an append in progress lengthens one of them before the other
     chunks = _three(array.chunks[axis] for axis in axes)

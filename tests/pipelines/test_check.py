@@ -79,24 +79,26 @@ MISFITS = {
         "input.history: frames 2min apart; expected 5min for the model advection 1.0",
     ),
     "other units": (
-        {"store": {"attributes": {"standard_name": "rainfall_rate", "units": "mm"}}},
+        {"store": {"fill_value": 0, "attributes": {"standard_name": "rainfall_rate", "units": "mm"}}},
         "found rainfall_rate in mm; expected lwe_precipitation_rate in mm h-1, or units that convert to them",
     ),
     "another quantity": (
-        {"store": {"attributes": {"standard_name": "eastward_wind", "units": "m s-1"}}},
+        {"store": {"fill_value": 0, "attributes": {"standard_name": "eastward_wind", "units": "m s-1"}}},
         "does not fit the model advection 1.0: found eastward_wind in m s-1; expected lwe_precipitation_rate in mm h-1",
     ),
     "sums": (
-        {"store": {"attributes": {"units": "mm"}}},
+        {"store": {"fill_value": 0, "attributes": {"units": "mm"}}},
         "for sums of 5 minutes, say, write input.attributes: {standard_name: lwe_precipitation_rate, units: mm/(5 min",
     ),
-    "reflectivity": ({"store": {"attributes": {"units": "dBZ"}}}, "from reflectivity write input.convert: zr"),
+    "reflectivity": (
+        {"store": {"fill_value": 0, "attributes": {"units": "dBZ"}}}, "from reflectivity write input.convert: zr"
+    ),
     "reflectivity without a Z-R relation": (
-        {"store": {"attributes": {"units": "dBZ"}}, "convert": "zr"},
+        {"store": {"fill_value": 0, "attributes": {"units": "dBZ"}}, "convert": "zr"},
         "write those of your radars, such as input.attributes: {zr_a: 200, zr_b: 1.6}",
     ),
     "no units": (
-        {"store": {"attributes": {}}},
+        {"store": {"fill_value": 0, "attributes": {}}},
         "found no standard_name in no units; expected lwe_precipitation_rate in mm h-1, or units that convert to them; "
         "if the store is wrong or silent, write what is true, such as input.attributes: {units: mm h-1}",
     ),

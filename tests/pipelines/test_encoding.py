@@ -139,12 +139,31 @@ def test_rounding_below_zero_is_not_refused(frames, tmp_path):
 def test_a_fill_value_by_which_dry_cells_would_be_missing_must_be_meant(frames, tmp_path, dtype, attributes):
     codes = rain().astype(dtype)
     path = frames.write(tmp_path / "radar.zarr", codes, attributes=RATE | attributes, zarr_format=2, fill_value=0)
-    message = r"v2 fill_value 0, so that every cell of 0 mm h-1 would be missing.* \{_FillValue: NaN\} if such a cell"
+    message = (
+        r"fill_value 0 and no _FillValue, so that a cell of 0 mm h-1 would be missing; .* \{_FillValue: NaN\} if not"
+    )
     with pytest.raises(InputError, match=message):
         open_source(frames.product(path).input)
     assert np.isnan(physical(frames.product(path, attributes={"_FillValue": 0}))).sum() == (codes[-1] == 0).sum()
     measured = physical(frames.product(path, attributes={"_FillValue": "NaN"}))
     np.testing.assert_allclose(measured, codes[-1] * attributes.get("scale_factor", 1.0))
+
+
+def test_a_fill_value_that_somebody_chose_must_be_explained_in_v3(frames, tmp_path):
+    codes = rain().astype(np.uint8)
+    codes[:, :9] = 255
+    path = frames.write(tmp_path / "radar.zarr", codes, attributes=RATE | {"scale_factor": 0.1}, fill_value=255)
+    with pytest.raises(InputError, match=r"fill_value 255 .* so that a cell of 25\.5 mm h-1 would be a measurement"):
+        open_source(frames.product(path).input)
+    assert np.isnan(physical(frames.product(path, attributes={"_FillValue": 255}))[:9]).all()
+    assert (physical(frames.product(path, attributes={"_FillValue": "NaN"}))[:9] == 25.5).all()
+
+
+@pytest.mark.parametrize("fill_value", [0, -1])
+def test_a_fill_value_of_no_echo_needs_no_explanation_in_v3(frames, tmp_path, fill_value):
+    attributes = RATE | {"no_echo_value": float(fill_value)}
+    path = frames.write(tmp_path / "radar.zarr", rain().astype(np.int16), attributes=attributes, fill_value=fill_value)
+    assert np.isfinite(physical(frames.product(path))).all()
 
 
 def test_a_fill_value_of_another_code_than_dry_is_meant(frames, tmp_path):
