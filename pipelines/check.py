@@ -14,7 +14,7 @@ from pipelines.cf import check_leads, check_names
 from pipelines.cycles import product_folder
 from pipelines.encoding import Encoding
 from pipelines.errors import PipelineError
-from pipelines.frames import Times, choose_frames, frame_offsets, usual_step
+from pipelines.frames import Cycle, Times, choose_frames, frame_offsets, usual_step
 from pipelines.grid import Grid, known_units, unbroken
 from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Needs, make_plan
@@ -59,7 +59,8 @@ def check_product(
     if isinstance(source, Exception):
         problems.append(Problem("input.store", str(source)))
     else:
-        problems += [*_check_times(source, product), *_check_unseen(source), *_check_room(source.grid, product)]
+        problems += [*_check_times(source, product), *_check_unseen(source), *_check_newest(source, product)]
+        problems += _check_room(source.grid, product)
         problems += _check_tiling(source.grid, product, tile)
     if isinstance(model, Exception):
         problems.append(Problem("model.package", str(model)))
@@ -135,6 +136,18 @@ def _check_unseen(source: Source) -> Iterator[Problem]:
             f"{source.where} holds {found[0]} frame(s) that its consolidated metadata does not show",
             "a writer that renews it after every append, such as zarr.consolidate_metadata(store)",
         )
+
+
+def _check_newest(source: Source, product: Product) -> Iterator[Problem]:
+    """The newest frame can be read and its values make sense."""
+    index = len(source.times) - 1
+
+    def read() -> None:
+        if index >= 0 and source.is_stored(index):
+            time = source.times[index]
+            source.read_frames(Cycle(product.name, time, (time,), (index,)))
+
+    yield from _refusal("input.variable", read)
 
 
 def _check_cadence(source: Source, spec: InputSpec, model: ModelNeeds) -> Iterator[Problem]:

@@ -120,6 +120,14 @@ MISFITS = {
 }  # fmt: skip
 
 
+def test_a_newest_frame_that_makes_no_sense_is_named(frames, problems):
+    codes = frames.codes()
+    codes[-1, 0, 0] = -3
+    (found,) = problems(store={"codes": codes})
+    assert "input.variable: frame 2024-06-01T12:25Z of 'rain' in " in found
+    assert "has values down to -0.3 mm h-1" in found
+
+
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_frames_that_consolidated_metadata_does_not_show_are_named(frames, tmp_path, zarr_format):
     path = frames.write(tmp_path / "radar.zarr", zarr_format=zarr_format)
