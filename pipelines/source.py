@@ -323,7 +323,7 @@ def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | N
     is_v2 = array.metadata.zarr_format == 2
     encoding = read_encoding(array.dtype, attributes, array.fill_value, where, means_missing=is_v2)
     encoding = replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
-    whole = times[: array.shape[axes[0]]]  # an append in progress lengthens one of them before the other
+    whole = _arrived(times[: array.shape[axes[0]]])  # an append in progress lengthens one of them before the other
     chunks = _three(array.chunks[axis] for axis in axes)
     return Source(store, variable, grid, whole, encoding, axes, chunks, array.metadata, given)
 
@@ -443,6 +443,12 @@ def _grid_mapping(group: Any, attributes: Mapping[str, Any]) -> str | None:
     """Name of the variable that holds the CRS; CF also allows `crs: x y`."""
     named = str(attributes.get("grid_mapping", "")).partition(":")[0].strip()
     return next((name for name in (named, "spatial_ref", "crs") if name and name in group), None)
+
+
+def _arrived(times: Times) -> Times:
+    """Times without those at the end that are not there yet, as in a store that was laid out in advance."""
+    there = np.flatnonzero(~np.isnat(times))
+    return times[: there[-1] + 1 if len(there) else 0]
 
 
 def _read_times(axis: Any, where: str, known: Times | None) -> Times:

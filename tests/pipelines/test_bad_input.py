@@ -94,6 +94,7 @@ def test_a_time_axis_that_does_not_fit_is_refused(frames, tmp_path, options, cha
 ARRIVALS = {
     "the frame has not arrived": ({}, "12:30", r"frame 2024-06-01T12:30Z \(0s\) .* the newest is 2024-06-01T12:25Z"),
     "no frame has arrived": ({"axes": seconds()}, None, "the time axis of .* is empty"),
+    "all frames are to come": ({"axes": seconds(*[-1] * 6, _FillValue=-1)}, None, "the time axis of .* is empty"),
     "the time is there and the data is not": ({"absent": "rain/c/5/0/0"}, None, "nothing of it is stored"),
 }
 

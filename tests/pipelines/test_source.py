@@ -215,6 +215,15 @@ def test_a_time_without_its_frame_is_left_out_while_an_append_is_going_on(frames
     assert find_inputs(open_source(product.input), product).reference_time == np.datetime64("2024-06-01T12:25")
 
 
+def test_times_that_are_missing_at_the_end_are_of_frames_to_come(frames, tmp_path):
+    path, laid_out = tmp_path / "radar.zarr", {"units": "seconds since 2024-06-01T12:00", "_FillValue": -1}
+    product = frames.product(frames.write(path, axes={"time": (np.array([0, 300, 600, -1, -1, -1]), laid_out)}))
+    source = open_source(product.input)
+    assert find_inputs(source, product).reference_time == np.datetime64("2024-06-01T12:10")
+    zarr.open_group(path, mode="r+")["time"][3] = 900
+    assert find_inputs(source.refresh(), product).frame_indices == (1, 2, 3)
+
+
 def test_a_store_that_moved_on_is_refreshed(frames, tmp_path):
     path = tmp_path / "radar.zarr"
     source = open_source(frames.product(frames.write(path)).input)
