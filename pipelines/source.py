@@ -454,9 +454,16 @@ def _arrived(times: Times) -> Times:
 def _read_times(axis: Any, where: str, known: Times | None) -> Times:
     """Times of the axis; where the known ones still stand, only those after them are read."""
     start = len(known) - 1 if known is not None and 0 < len(known) <= axis.shape[0] else 0
-    times = decode_times(axis[start:], axis.attrs, where)
+    times = decode_times(_written(axis[start:], axis.fill_value), axis.attrs, where)
     if start and known is not None:
         if times[0] != known[-1]:
-            return decode_times(axis[:], axis.attrs, where)
+            return decode_times(_written(axis[:], axis.fill_value), axis.attrs, where)
         return np.concatenate([known[:start], times])
     return times
+
+
+def _written(codes: Raw, fill: Any) -> Raw:
+    """Codes of rising times without those at the end that nobody has written: an append first lengthens the axis."""
+    there = np.flatnonzero(codes != fill)
+    end = int(there[-1]) + 1 if len(there) else len(codes)
+    return codes[:end] if end < len(codes) and codes[end - 1] > fill else codes

@@ -215,6 +215,23 @@ def test_a_time_without_its_frame_is_left_out_while_an_append_is_going_on(frames
     assert find_inputs(open_source(product.input), product).reference_time == np.datetime64("2024-06-01T12:25")
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("kind", ["<i8", "<f8", "M8[s]"])
+def test_an_axis_that_an_append_has_lengthened_but_not_written_yet_ends_before(frames, tmp_path, zarr_format, kind):
+    path = tmp_path / "radar.zarr"
+    times = frames.every(5, 6).astype("M8[s]").astype(np.int64).astype(kind)
+    axis = {"time": (times, {"units": "seconds since 1970-01-01"} if kind != "M8[s]" else {})}
+    product = frames.product(frames.write(path, axes=axis, zarr_format=zarr_format, consolidated=False))
+    source = open_source(product.input)
+    group = zarr.open_group(path, mode="r+")
+    for name in ("time", "rain"):
+        group[name].resize((8, *group[name].shape[1:]))
+    for found in (open_source(product.input), source.refresh()):
+        np.testing.assert_array_equal(found.times, frames.every(5, 6))
+    group["time"][6] = group["time"][5] + (times[1] - times[0])
+    assert len(source.refresh().times) == 7
+
+
 def test_times_that_are_missing_at_the_end_are_of_frames_to_come(frames, tmp_path):
     path, laid_out = tmp_path / "radar.zarr", {"units": "seconds since 2024-06-01T12:00", "_FillValue": -1}
     product = frames.product(frames.write(path, axes={"time": (np.array([0, 300, 600, -1, -1, -1]), laid_out)}))
