@@ -4,7 +4,7 @@ import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def read_encoding(
         dtype=read_as.name,
         fill=fill,
         missing=missing or ((fill,) if dtype.kind != "f" else ()),
-        scale_factor=_number(attributes, "scale_factor", where) or 1.0,
+        scale_factor=_scale(attributes, where),
         add_offset=_number(attributes, "add_offset", where) or 0.0,
         units=str(attributes.get("units", "")),
         standard_name=attributes.get("standard_name"),
@@ -231,6 +231,13 @@ def _parse_number(value: Any) -> float:
         return float(value)
     except ValueError:
         return float(struct.unpack("<d", base64.b64decode(value, validate=True))[0])
+
+
+def _scale(attributes: Mapping[str, Any], where: str) -> float:
+    scale = _number(attributes, "scale_factor", where)
+    if scale is not None and (scale == 0 or not isfinite(scale)):
+        raise InputError(f"{where} has scale_factor {scale:g}; expected a number other than 0")
+    return 1.0 if scale is None else scale
 
 
 def _zr(attributes: Mapping[str, Any], where: str) -> tuple[float, float] | None:

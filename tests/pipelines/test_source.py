@@ -401,6 +401,8 @@ def test_the_missing_code_is_found(dtype, attributes, chunk_fill, read_as, fill)
         ("i2", {"_FillValue": 0.5}, "_FillValue 0.5, which no int16 can hold"),
         ("i2", {"scale_factor": "a lot"}, "scale_factor 'a lot'; expected one number"),
         ("i2", {"scale_factor": [1, 2]}, "expected one number"),
+        ("i2", {"scale_factor": 0}, "scale_factor 0; expected a number other than 0"),
+        ("i2", {"scale_factor": "NaN"}, "scale_factor nan; expected a number other than 0"),
         ("i1", {"_Unsigned": "yes"}, "holds int8 and has _Unsigned 'yes'; expected 'true' or 'false'"),
         ("u1", {"_Unsigned": "false"}, "holds uint8 and has _Unsigned 'false'; expected 'true', or signed integers"),
         ("i2", {"missing_value": [-1, 40000]}, "missing_value 40000, which no int16 can hold"),
