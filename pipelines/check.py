@@ -114,7 +114,8 @@ def _check_spacing(grid: Grid, product: Product) -> Iterator[Problem]:
 def _uneven(values: NDArray[np.float64]) -> str:
     """Where a coordinate leaves its even steps; empty if it does not."""
     even = np.linspace(values[0], values[-1], len(values))
-    off = np.abs(values - even) > GRID_TOLERANCE * abs(values[-1] - values[0]) / (len(values) - 1)
+    rounding = np.spacing(np.float32(np.abs(values).max()))  # many stores keep coordinates in float32
+    off = np.abs(values - even) > GRID_TOLERANCE * abs(values[-1] - values[0]) / (len(values) - 1) + rounding
     if values[0] == values[-1]:
         return f"it starts and ends at {values[0]:g}"
     return f"cell {off.argmax()} is at {values[off.argmax()]:g}, not {even[off.argmax()]:g}" if off.any() else ""

@@ -145,6 +145,11 @@ def test_a_grid_across_the_meridian_is_regular(problems):
     assert problems(store={"axes": degrees | {"x": (across, {"units": "degrees_east"})}}) == []
 
 
+def test_coordinates_in_float32_are_regular(problems):
+    fine = (230 + np.arange(41) / 1000).astype(np.float32)
+    assert problems(store={"axes": {"x": (fine, {"units": "degrees_east"})}}) == []
+
+
 def test_units_that_are_no_length_matter_only_to_a_model_made_for_the_cells(problems):
     assert problems(store={"axes": {"x": (np.arange(41.0), {"units": "rad"})}}) == []
 
