@@ -6,11 +6,15 @@ afterwards: a cluster without tokens could not ask this one whether its actors a
 
 import os
 import secrets
+import signal
 
 from hypothesis import settings
 
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and background shells have commands ignore them
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("squall", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("squall")
