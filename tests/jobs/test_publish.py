@@ -142,6 +142,19 @@ def test_int8_is_calibrated_on_the_cases_and_told_by_itself(home):
     assert "graphs/int8.onnx" in report["release"]["files"]
 
 
+def test_int8_without_usable_cases_is_refused_with_their_origin_and_the_options_that_give_others(home):
+    inputs = np.ones((2, 32, 32), np.float32)
+    inputs[0, :9] = np.nan
+    path = save_cases(home / "holes.npz", [Case("a", "extreme", inputs), Case("b", "ordinary", inputs[:, ::-1])])
+    words = ("publish", write_model(home / "unet"), "--as", "rain", *SHAPE, "--cases", path)
+    done = squall(*words, "--precision", "int8")
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == Exit.FAILED
+    assert "on the cases (stored in holes.npz): calibration case 0 holds NaN or infinity" in said
+    for remedy in ("--product FILE.yaml", "--cases FILE.npz", "input.missing of the contract", "out of --precision"):
+        assert remedy in said
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("place", ["", "memory:///"], ids=["folder", "objects"])
 def test_a_product_runs_what_was_published_in_the_precision_that_passed(home, product, monkeypatch, place):
