@@ -29,7 +29,7 @@ from jobs.bring import bring, digest_of, find_files
 from jobs.cases import CaseSet, calibrating_on
 from jobs.engine import batch_spec, describe_engine, open_cache
 from jobs.folders import cache_folder, releases_folder
-from jobs.judge import Remembered, judge, open_candidate, open_reference, takes_one_size, units_of
+from jobs.judge import Remembered, judge, open_candidate, reference_of, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import (
     Built,
@@ -207,7 +207,7 @@ def _check(request: Request, files: Mapping[str, Path], work: Work, runtime: Run
     package = bring(files, work.folder / "package")
     _check_version(_registry(request), request.name, package)
     setting = find_setting(package, request.purpose)
-    return Desk(request, work, package, setting, runtime, tell, open_reference(setting))
+    return Desk(request, work, package, setting, runtime, tell, reference_of(setting))
 
 
 def _check_version(registry: Registry, name: str, package: ModelPackage) -> None:
@@ -281,6 +281,7 @@ def _gate(desk: Desk, precision: Precision) -> Judged:
 
 
 def _bench(desk: Desk, _: Precision) -> Measured:
+    desk.reference.close()
     there = [p for p in desk.request.precisions if not desk.work.result(str(Step("build", p)), Built).fault]
     reports = desk.work.folder / "reports"
     return measure(desk.setting, desk.supply, there, desk.cases(), reports, QUICK, desk.tell)

@@ -15,7 +15,7 @@ from jobs.bench import measure
 from jobs.cases import CaseSet, calibrating_on
 from jobs.engine import GRAPHS, batch_spec, open_cache, typed_graph
 from jobs.folders import cache_folder
-from jobs.judge import judge, open_candidate, open_reference, takes_one_size, units_of
+from jobs.judge import judge, open_candidate, reference_of, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import Judged, Measured, judged
 from jobs.setting import Purpose, find_setting
@@ -33,7 +33,7 @@ def try_package(
     setting, runtime = find_setting(package, purpose), find_runtime(threads=usable_cores())
     watcher.begins("cases")
     cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
-    reference, verdicts = open_reference(setting), {}
+    reference, verdicts = reference_of(setting), {}
     out.mkdir(parents=True, exist_ok=True)
     for precision in precisions:
         watcher.begins(f"gate-{precision}")

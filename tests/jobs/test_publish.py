@@ -19,7 +19,7 @@ from engines.ort import OnnxRuntime, OrtEngine
 from engines.registry import Registry
 from engines.typed import PrecisionError
 from engines.zoo import PersistenceSpec, UnetSpec, write_package
-from jobs import bench, bring
+from jobs import bench, bring, judge
 from jobs import publish as publishing
 from jobs.cli import main
 from jobs.outcome import Exit
@@ -126,6 +126,37 @@ def test_a_large_model_is_checked_and_read_as_seldom_as_can_be(home, monkeypatch
     assert [name for name, _ in calls].count("open_typed") == 1
     whole = [args for name, args in calls if name == "check_model" and isinstance(args[0], str)]
     assert len(whole) == 2  # what was brought, and what the registry will keep
+
+
+def test_the_reference_is_held_while_the_gate_runs_and_no_longer(home, monkeypatch):
+    """It takes as much memory as the weights, or twice that."""
+    made, held, seen = [], [], {}
+
+    class Counted(OrtEngine):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+            held.append(self)
+
+        def close(self):
+            super().close()
+            held.remove(self)
+
+    def look(name):
+        real = getattr(publishing, name)
+
+        def call(*args, **options):
+            seen[name] = len(held)
+            return real(*args, **options)
+
+        monkeypatch.setattr(publishing, name, call)
+
+    monkeypatch.setattr(judge, "OrtEngine", Counted)
+    for name in ("type_model", "judge", "measure"):
+        look(name)
+    publish(write_model(home / "unet"), "--precision", "float32")
+    assert seen == {"type_model": 0, "judge": 0, "measure": 0}
+    assert len(made) == 1
 
 
 def test_new_weights_of_the_same_graph_are_said_to_be_no_more_than_that(home):
