@@ -10,7 +10,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test fuzz lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ demo: $(VENV)/installed ## make storms, forecast them, print a table and draw a 
 
 test: lint ## lint, types, and all tests with coverage; choose some with ARGS="-k dispatch"
 	$(BIN)/python -m pytest --cov --cov-report=term --durations=10 $(ARGS)
+
+fuzz: $(VENV)/installed-dev ## property tests alone, with twenty times the examples, others each time
+	SQUALL_EXAMPLES=2000 $(BIN)/python -m pytest -m hypothesis $(ARGS)
 
 lint: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff check .

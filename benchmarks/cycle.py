@@ -29,6 +29,7 @@ import numpy as np
 import xarray as xr
 import yaml
 
+from benchmarks.aside import remove_aside, set_aside
 from benchmarks.contender import Contender
 from benchmarks.ours import usable_times
 from benchmarks.peers import PEERS, Task
@@ -188,7 +189,7 @@ def note(laps: Laps, contender: Contender, facts: dict[str, Any], is_cold: bool)
 
 
 def settle(folder: Path, laps: dict[str, Laps]) -> None:
-    """Compares the forecasts of a round code by code with squall's, then removes them all.
+    """Compares the forecasts of a round code by code with squall's, then sets them aside.
 
     Raises:
         ValueError: a peer made another forecast (says in how many cells).
@@ -200,8 +201,8 @@ def settle(folder: Path, laps: dict[str, Laps]) -> None:
             differing = count_differing(ours, path)
             if differing:
                 raise ValueError(f"the forecast of {name} differs from squall's in {differing} of {ours.size} cells")
-    shutil.rmtree(folder / "peers", ignore_errors=True)
-    shutil.rmtree(folder / "out")
+    set_aside(folder / "peers")
+    set_aside(folder / "out")
 
 
 def count_differing(ours: xr.DataArray, path: Path) -> int:
@@ -304,6 +305,7 @@ def main() -> None:
             if arguments.json:
                 arguments.json.write_text(json.dumps(record, indent=1))
             print("\n".join([*table, "", *notes]), flush=True)
+    remove_aside(arguments.work.resolve())
 
 
 if __name__ == "__main__":

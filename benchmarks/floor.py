@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -67,6 +67,10 @@ class Floor:
     def seconds(self) -> float:
         """What one cycle takes at least."""
         return self.busy + (sum(self.parts.values()) - self.busy) / self.blocks
+
+    def crowded(self, times: float) -> "Floor":
+        """The same work where the cores take so many times the processor seconds, because all are busy at once."""
+        return replace(self, cores=self.cores * times)
 
     def on_gpus(self, count: int) -> "Floor":
         """The same work with as many GPUs and links, and the same cores and disk."""
@@ -203,13 +207,34 @@ def measure_coding(
     setup, layout = prepared.setup, prepared.layout
     read, raw = _processor(lambda: prepared.source.read_frames(cycle))
     decode, _ = _processor(lambda: setup.decoder.decode(raw))
-    codes = xr.open_zarr(published, mask_and_scale=False)[prepared.product.output.variable][0]
+    codes = _published_codes(prepared, published)
     pack = compress = 0.0
     for row, column in layout.shards:
         shard = codes[:, *layout.shard_window(row, column).slices].values
         pack += _pack_seconds(prepared, shard, dtype)
         compress += _processor(partial(encode_shard, shard, layout))[0]
     return Coding(read, decode * share, pack * share, compress, measure_disk(published, scratch))
+
+
+def measure_crowding(prepared: Prepared, published: Path, cores: int) -> float:
+    """Processor seconds to compress a cycle where all cores do it at once, by those where one does; the best of three.
+
+    Cores that share units, caches and memory are slower together, so a cycle that keeps all of them busy cannot take
+    the processor seconds that `measure_coding` finds alone.
+    """
+    layout, codes = prepared.layout, _published_codes(prepared, published)
+    shards = [codes[:, *layout.shard_window(*shard).slices].values for shard in layout.shards]
+    work = shards * max(1, 2 * cores // len(shards))
+
+    def compress(threads: int) -> float:
+        with ThreadPoolExecutor(threads) as team:
+            return _processor(lambda: list(team.map(partial(encode_shard, layout=layout), work)))[0]
+
+    return min(compress(cores) for _ in range(3)) / min(compress(1) for _ in range(3))
+
+
+def _published_codes(prepared: Prepared, published: Path) -> xr.DataArray:
+    return xr.open_zarr(published, mask_and_scale=False)[prepared.product.output.variable][0]
 
 
 def _pack_seconds(prepared: Prepared, codes: np.ndarray, dtype: str) -> float:

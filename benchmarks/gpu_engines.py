@@ -27,10 +27,8 @@ import numpy as np
 
 from engines.base import EngineError
 from engines.cache import EngineCache
-from engines.cores import usable_cores
 from engines.environment import describe_environment
 from engines.model import ModelPackage, load_package
-from engines.ort import OrtEngine
 from engines.precision import Precision
 from engines.sealed import DATA
 from engines.slot import Candidate, Slot
@@ -41,7 +39,7 @@ from engines.trt.runtime import TensorRTRuntime
 from engines.typed import TypedModel, type_model
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
 from jobs.engine import batch_spec
-from jobs.judge import Remembered, judge, open_candidate
+from jobs.judge import judge, open_candidate, reference_of
 from jobs.setting import Purpose, find_setting
 
 DAMAGES, SWAPS, LAPS = 200, 100, 60
@@ -127,7 +125,7 @@ def engines(bench: Bench) -> Iterator[str]:
         package = load_package(write_package(zoo, bench.home / name.replace(" ", "-")))
         setting = find_setting(package, Purpose(tile=tile))
         cases = setting.gather_cases(None, True)
-        reference = Remembered(OrtEngine(package.onnx_path, usable_cores()))
+        reference = reference_of(setting)
         for precision in precisions:
             model = type_model(package, Precision.parse(precision), bench.home / "graphs", cases.inputs)
             spec = bench.spec(setting.shape, precision)

@@ -1,7 +1,6 @@
 """Laps: contenders make cycles one after the other, alone or in turn, with the machine watched."""
 
 import os
-import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.aside import set_aside
 from benchmarks.bench import Bench
 from benchmarks.cases import FULL, Case
 from benchmarks.codes import Apart, compare, open_published, open_rival
@@ -81,7 +81,7 @@ def run_laps(
     with open_contender(bench, case, name, environment) as (contender, ran):
         for lap, number in enumerate(numbers):
             take_lap(contender, ran, number, case.folder / "rivals" / name / str(lap))
-    shutil.rmtree(case.folder / "rivals", ignore_errors=True)
+    set_aside(case.folder / "rivals")
     return ran
 
 
@@ -116,7 +116,7 @@ def race(bench: Bench, case: Case, names: Sequence[str], laps: int) -> dict[str,
                 take_lap(contenders[name], ran[name], lap % cycles, case.folder / "rivals" / name / str(lap))
             if lap < COMPARED:
                 _compare_with_squall(case, ran, lap)
-            shutil.rmtree(case.folder / "rivals", ignore_errors=True)
+            set_aside(case.folder / "rivals")
     return ran
 
 

@@ -2,7 +2,6 @@
 
 import mmap
 import multiprocessing
-import shutil
 from collections.abc import Callable
 from dataclasses import astuple
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from benchmarks.aside import set_aside
 from engines.cores import usable_cores
 from engines.ort import OrtEngine
 from jobs.backfill import run_backfill
@@ -43,7 +43,7 @@ def squall(folder: Path) -> Start:
 
 
 def traced(folder: Path) -> Start:
-    """As squall, with what was done when; what the cycle before has published is removed first, and not timed.
+    """As squall, with what was done when; what the cycle before has published is set aside first, and not timed.
 
     All laps but the first one begin when all workers are ready.
     """
@@ -51,7 +51,7 @@ def traced(folder: Path) -> Start:
     laps = count()
 
     def start(number: int, path: Path) -> Callable[[], dict[str, Any]]:
-        shutil.rmtree(prepared.product.output.store, ignore_errors=True)
+        set_aside(Path(prepared.product.output.store))
         if next(laps) and pool.starting:
             ray.wait(list(pool.starting), num_returns=len(pool.starting))
         return partial(run, number)
@@ -77,7 +77,7 @@ def backfill(folder: Path) -> Start:
     output = prepared.product.output
 
     def start(number: int, path: Path) -> Callable[[], dict[str, Any]]:
-        shutil.rmtree(output.store, ignore_errors=True)
+        set_aside(Path(output.store))
         return partial(run, np.array(times[:number]))
 
     def run(some: Times) -> dict[str, Any]:

@@ -9,18 +9,18 @@ import numpy as np
 
 from benchmarks.bench import Bench
 from benchmarks.cases import Case
-from benchmarks.floor import Floor, floor_of, measure_coding
+from benchmarks.floor import Floor, floor_of, measure_coding, measure_crowding
 from benchmarks.laps import Ran
 from benchmarks.ours import activities_from
 from benchmarks.sampler import mean
 from benchmarks.timeline import busy_share, draw_timeline
 from jobs.trace import write_trace
-from pipelines.cycles import newest_cycle
+from pipelines.cycles import PublishedCycle, newest_cycle
 from pipelines.source import find_inputs
 
 HEAD = (
-    "| case | squall | goal | floor | ratio | bound by | GPU / link / cores / disk s | GB worst / tree | pinned GB | "
-    "device GB |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| case | squall | goal | floor | ratio | ratio, cores crowded | bound by | GPU / link / cores / disk s | "
+    "GB worst / tree | pinned GB | device GB |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 NAMES = {"traced": "**squall**", "engine_loop": "plain loop", "engine_ray_data": "Ray Data"}
 
@@ -28,14 +28,18 @@ NAMES = {"traced": "**squall**", "engine_loop": "plain loop", "engine_ray_data":
 def case_row(bench: Bench, case: Case, ran: Ran, goal: str, one_block: bool) -> str:
     """The row of a case: what it took, the floor of the same work, what bounds it, and the memory that it took.
 
+    The ratio is given twice: to the floor of cores that work one at a time, and of all cores at once.
+
     Args:
         one_block: judge the time of one cycle; else cycles a second, whose floor has no last block.
     """
     facts = ran.facts[ran.typical]
     cycles, floor = facts.get("cycles", 1), measure_floor(bench, case, facts)
-    value, least = ran.median / cycles, floor.seconds if one_block else floor.busy
-    memory = _memory(bench, case, ran)
+    crowding = measure_crowding(case.prepared, Path(_newest(case).path), bench.cores)
+    value, memory = ran.median / cycles, _memory(bench, case, ran)
+    least, crowded = (f.seconds if one_block else f.busy for f in (floor, floor.crowded(crowding)))
     kept = {"value": value, "floor": least, "ratio": value / least, "bound": floor.bound, "goal": goal}
+    kept |= {"crowding": crowding, "crowded_floor": crowded, "crowded_ratio": value / crowded}
     kept |= {"laps": ran.seconds, "cycles": cycles, "parts": floor.parts, "blocks": floor.blocks}
     kept |= {"run": facts["run"], "reused": facts["reused"], "workers": facts["workers"], **memory}
     bench.record[("cycle " if one_block else "backfill ") + case.name] = kept
@@ -43,15 +47,15 @@ def case_row(bench: Bench, case: Case, ran: Ran, goal: str, one_block: bool) -> 
     shown = (f"{value:.3f} s", f"{least:.3f} s") if one_block else (f"{1 / value:.2f} /s", f"{1 / least:.2f} /s")
     return (
         f"| {case.name}, {facts['run'] / cycles:.0f} tiles run, {facts['reused'] / cycles:.0f} reused | {shown[0]} | "
-        f"{goal} | {shown[1]} | {value / least:.2f} | {floor.bound} | {parts} | {_memory_cells(memory)} |"
+        f"{goal} | {shown[1]} | {value / least:.2f} | "
+        f"{value / crowded:.2f} ({crowding:.2f} times) | {floor.bound} | {parts} | {_memory_cells(memory)} |"
     )
 
 
 def measure_floor(bench: Bench, case: Case, facts: Mapping[str, Any]) -> Floor:
     """The floor of a cycle like the one that was published last."""
     prepared, cycles = case.prepared, facts.get("cycles", 1)
-    published = newest_cycle(prepared.product.output.store, prepared.product.name)
-    assert published is not None
+    published = _newest(case)
     cycle = find_inputs(prepared.source, prepared.product, published.reference_time)
     share = facts["run"] / max(1, facts["run"] + facts["reused"])
     dtype = bench.engine(case).engine.specs[1].dtype
@@ -62,6 +66,13 @@ def measure_floor(bench: Bench, case: Case, facts: Mapping[str, Any]) -> Floor:
         coding, fewer = replace(coding, pack=0.0), prepared.setup.encoder.dtype.itemsize / np.dtype(dtype).itemsize
         bare = replace(bare, bytes_out=round(bare.bytes_out * fewer))
     return floor_of(bare, coding, batches, bench.link, bench.cores, blocks)
+
+
+def _newest(case: Case) -> PublishedCycle:
+    product = case.prepared.product
+    published = newest_cycle(product.output.store, product.name)
+    assert published is not None
+    return published
 
 
 def rivals_table(bench: Bench, case: Case, ran: Mapping[str, Ran]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.aside import remove_aside
 from benchmarks.bench import Bench
 from benchmarks.cases import CUT, FULL, QUICK
 from benchmarks.report import Report
@@ -92,7 +93,10 @@ def main() -> None:
     report, bench = Report(home, arguments.resume), open_bench(arguments, home)
     bench.record |= report.numbers
     describe(bench, report)
-    run_sections(chosen(arguments.only), bench, report, budget)
+    try:
+        run_sections(chosen(arguments.only), bench, report, budget)
+    finally:
+        remove_aside(home)
 
 
 if __name__ == "__main__":

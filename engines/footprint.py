@@ -48,16 +48,8 @@ def bytes_per_cell(model: Path, channels: int, size: int | Shape = 256) -> float
 
 def _with_shapes(path: Path, shape: tuple[int, ...]) -> onnx.GraphProto:
     """The graph with the shape of every tensor, for an input of this shape, and what follows from the shape folded."""
-    model = onnx.load(path, load_external_data=False)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for value in (value for value in model.graph.input if value.name not in weights):
-        for axis, length in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-            axis.dim_value = length
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del model.graph.value_info[:]
     with TemporaryDirectory() as folder:
-        _fold(model, path.parent, Path(folder) / "folded.onnx")
+        _fold(_for_input(path, shape), path.parent, Path(folder) / "folded.onnx")
         folded = onnx.load(Path(folder) / "folded.onnx", load_external_data=False)
     inferred = onnx.shape_inference.infer_shapes(weights_as_inputs(folded), data_prop=True).graph
     for field in ("value_info", "output"):
@@ -66,7 +58,20 @@ def _with_shapes(path: Path, shape: tuple[int, ...]) -> onnx.GraphProto:
     return folded.graph
 
 
-def _fold(model: onnx.ModelProto, weights: Path, to: Path) -> None:
+def _for_input(path: Path, shape: tuple[int, ...]) -> bytes:
+    """The model for an input of this shape, as ONNX Runtime reads it."""
+    model = onnx.load(path, load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in (value for value in model.graph.input if value.name not in weights):
+        for axis, length in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            axis.dim_value = length
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    return bytes(model.SerializeToString())
+
+
+def _fold(model: bytes, weights: Path, to: Path) -> None:
     """Write the model with its constant parts computed; all operators stay standard ones."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -75,7 +80,7 @@ def _fold(model: onnx.ModelProto, weights: Path, to: Path) -> None:
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.resolve()))
     try:
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         raise ModelError(f"ONNX Runtime cannot load {weights / 'model.onnx'}: {first_line(error)}") from error
 

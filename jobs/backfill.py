@@ -176,11 +176,9 @@ def run_backfill(
     try:
         drive.run()
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{work.tally.published} cycle(s) were published; the same command goes on") from stop
+        raise KeyboardInterrupt(f"{_so_far(work.tally)}; the same command goes on") from stop
     except RayGoneError as error:
-        raise RayGoneError(
-            f"{error}; {work.tally.published} cycle(s) were published, {the_same_command()} goes on"
-        ) from error
+        raise RayGoneError(f"{error}; {_so_far(work.tally)}, {the_same_command()} goes on") from error
     finally:
         work.ledger.flush()
     return BackfillReport(
@@ -194,6 +192,11 @@ def run_backfill(
         str(work.ledger.folder),
         _note(prepared, times[0]),
     )
+
+
+def _so_far(tally: Tally) -> str:
+    """What a run that was stopped has done for certain: workers may have published more than they reported."""
+    return f"at least {tally.published} cycle(s) were published"
 
 
 class Work:

@@ -4,6 +4,7 @@ The same file, archive or model gives the same cases.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +54,23 @@ class CaseSet:
     def inputs(self) -> tuple[Tensor, ...]:
         """(1, channel, h, w) each, for calibration."""
         return tuple(case.inputs[None] for case in self.cases)
+
+
+@contextmanager
+def calibrating_on(cases: CaseSet) -> Iterator[None]:
+    """Says which cases a graph could not be calibrated on, and how others are given.
+
+    Raises:
+        CaseError: in place of a ValueError of the calibration.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise CaseError(
+            f"int8 cannot be calibrated on the cases ({cases.origin}): {error}. Give finite ones: cut from the archive "
+            "of a product (--product FILE.yaml), or stored (--cases FILE.npz, of publish and the gate). If cells are "
+            "missing there, input.missing of the contract must be a number. Or leave int8 out of --precision"
+        ) from error
 
 
 def stored_cases(path: Path, needs: ModelNeeds, size: Shape) -> CaseSet:
@@ -106,7 +124,7 @@ def archive_cases(product: Product, source: Source, needs: ModelNeeds, size: Sha
     if len(set(strengths)) < 2:
         raise CaseError(
             f"{_all_alike(strengths)} in {source.where}; a gate needs ordinary and extreme weather: give a store with "
-            "both, or stored cases"
+            "both (--product), or stored cases (--cases)"
         )
     chosen = [places[rank] for rank in choose_cases(strengths, min(COUNT, len(places)), EXTREMES)]
     arrays = {
@@ -195,7 +213,8 @@ def storm_cases(needs: ModelNeeds, size: Shape) -> CaseSet:
         change = convert_units(Quantity(_RAIN.standard_name, _RAIN.units), needs.quantity)
     except ConfigError as error:
         raise ConfigError(
-            f"{needs.name} takes {needs.quantity}, and squall's own storms are rain; give stored cases or a product"
+            f"{needs.name} takes {needs.quantity}, and squall's own storms are rain; "
+            "give stored cases (--cases) or a product (--product)"
         ) from error
     decoder = Decoder(_RAIN, needs.space, change)
     arrays = {f"storm-{seed}": decoder.decode(_storm(seed, needs, size)) for seed in range(1, STORMS + 1)}

@@ -5,11 +5,13 @@ Runtime computes half in float32 there.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from engines.base import Engine
 from engines.cases import Tensor
 from engines.cores import usable_cores
 from engines.gate import Infer, Rules, Verdict, read_fields, run_gate
@@ -45,21 +47,32 @@ class Physical:
 
 @dataclass
 class Remembered:
-    """An engine that runs each input once; the reference is asked for the same cases by every candidate."""
+    """An engine that runs each input once; the reference is asked for the same cases by every candidate.
 
-    infer: Infer
+    It is as large as its weights, so it is opened when it has something to run, and closed when that is all.
+    """
+
+    open: Callable[[], Engine]
+    _engine: Engine | None = None
     _known: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, batch: Tensor) -> Tensor:
         key = hashlib.sha256(batch.tobytes()).hexdigest()
         if key not in self._known:
-            self._known[key] = self.infer(batch)
+            self._engine = self._engine or self.open()
+            self._known[key] = self._engine(batch)
         return self._known[key]
 
+    def close(self) -> None:
+        """Keeps the results; another input opens the engine again."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
-def open_reference(setting: Setting) -> Remembered:
+
+def reference_of(setting: Setting) -> Remembered:
     """The model in float32 in ONNX Runtime, on all cores."""
-    return Remembered(OrtEngine(setting.package.onnx_path, threads=usable_cores()))
+    return Remembered(lambda: OrtEngine(setting.package.onnx_path, threads=usable_cores()))
 
 
 def takes_one_size(runtime: Runtime) -> bool:
@@ -100,10 +113,12 @@ def open_candidate(runtime: Runtime, supplied: Supplied, model: TypedModel, fold
     """What the gate runs: the engine itself, or on a CPU what a device with half would compute.
 
     Args:
+        supplied: its engine is closed if it is not what the gate runs.
         folder: for the graph that rounds as a device.
     """
     label = describe_engine(supplied)
     if isinstance(runtime, OnnxRuntime) and model.conversion.layers.half:
+        supplied.engine.close()
         graph = write_emulated(model, folder)
         engine = OrtEngine(graph, threads=usable_cores())
         return Candidate(model, engine, f"{label}; half rounded as a device rounds it")

@@ -82,7 +82,7 @@ def _row(name: str, status: Status | None) -> WorkerRow:
 
 def state_of(status: Status) -> str:
     """In one word what a worker is doing; `abandoned` if its run is gone without a word."""
-    if status.is_lapsed:
+    if status.is_abandoned:
         return "abandoned"
     if status.holder:
         return "in use"

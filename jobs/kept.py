@@ -2,12 +2,11 @@
 
 found ──take──▶ this squall, this place ─▶ used, with the setup of the run
           ├───▶ another run has it ──────▶ left alone
-          └───▶ other squall or place, lapsed, silent, one too many ─▶ ended
+          └───▶ other squall or place, abandoned, silent, one too many ─▶ ended
 """
 
 import re
 import threading
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from jobs.holder import name_this_run
 from jobs.outfit import Place
 from jobs.version import code_version
 from jobs.worker import Status, Worker
@@ -39,7 +39,7 @@ class Keep:
 
     product: str
     seconds: float
-    holder: str = field(default_factory=lambda: uuid.uuid4().hex)
+    holder: str = field(default_factory=name_this_run)
 
 
 class Fate(StrEnum):
@@ -52,7 +52,7 @@ class Fate(StrEnum):
 
 def judge(status: Status | None, holder: str, place: Place, version: str) -> Fate:
     """The fate of a worker by what it said when it was to be taken; None = it did not answer."""
-    if status is None or status.is_lapsed:
+    if status is None or status.is_abandoned:
         return Fate.END
     if status.holder != holder:
         return Fate.LEAVE
@@ -100,7 +100,7 @@ def make_room(place: Place, count: int) -> None:
     said = ask(kept, lambda worker: worker.status.remote(), _GLANCE_SECONDS)
     for name in sorted(said, key=lambda name: -said[name].idle_seconds):
         what, freed = said[name].place.scarce
-        if short > 0 and what == resource and (not said[name].holder or said[name].is_lapsed):
+        if short > 0 and what == resource and (not said[name].holder or said[name].is_abandoned):
             ray.kill(kept[name])
             short -= freed
 

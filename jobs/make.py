@@ -7,6 +7,7 @@ A nowcast has the blocks made by all workers of a pool (jobs/cycle.py), a hindca
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from enum import StrEnum
 from threading import current_thread
 from time import monotonic
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.trace import Activity, activities_of
-from pipelines.check import smallest_cycle_bytes
 from pipelines.errors import IncompleteError, PipelineError
 from pipelines.memory import Memory, together
+from pipelines.product import format_duration
 from pipelines.run import BlockResult
 from pipelines.sink import Draft, abort, describe, make_draft, point_latest, publish, write_block
 from pipelines.source import Cycle, check_missing
@@ -42,7 +43,8 @@ class CycleReport:
     """What a cycle did and what it took; times in seconds, `stages` summed over workers.
 
     `total_seconds` is the time to product: from the start of the cycle to its publication. `memory` is that of all
-    workers. `activities` are what driver and workers did when. `warnings` say what is wrong with a published cycle.
+    workers. `activities` are what driver and workers did when. `blank_leads` are lead times at which every cell is
+    missing. `warnings` say what is wrong with a published cycle.
     """
 
     product: str
@@ -56,6 +58,7 @@ class CycleReport:
     tiles_reused: int = 0
     bytes_written: int = 0
     missing_share: float = 0.0
+    blank_leads: tuple[timedelta, ...] = ()
     gaps: tuple[str, ...] = ()
     engines: tuple[str, ...] = ()
     note: str = ""
@@ -179,12 +182,25 @@ def _point(prepared: "Prepared") -> tuple[str, ...]:
 
 
 def _blank(prepared: "Prepared", report: CycleReport) -> tuple[str, ...]:
-    """A warning if the forecast holds no value; the newest frame has some, or there would be no forecast."""
-    if report.gaps or report.bytes_written > smallest_cycle_bytes(prepared.layout):
+    """A warning if a lead time holds no value; the newest frame has some, or there would be no forecast."""
+    if not report.blank_leads:
         return ()
-    model = prepared.package.contract
+    model, is_all = prepared.package.contract, report.blank_leads == prepared.product.leads
+    where = "of the forecast" if is_all else f"at lead time(s) {_listed(report.blank_leads)}"
     share = f"{1 - report.missing_share:.1%} of the newest frame has values"
-    return (f"every cell of the forecast is missing, but {share}: the model {model.name} {model.version} gave none",)
+    return (f"every cell {where} is missing, but {share}: the model {model.name} {model.version} gave none",)
+
+
+def _blank_leads(prepared: "Prepared", results: Sequence[BlockResult], gaps: tuple[str, ...]) -> tuple[timedelta, ...]:
+    """Lead times without a value in any block; none if blocks are not there, for they may have had some."""
+    if gaps:
+        return ()
+    has_values = np.any([result.has_values for result in results], axis=0)
+    return tuple(lead for lead, known in zip(prepared.product.leads, has_values, strict=True) if not known)
+
+
+def _listed(leads: Sequence[timedelta]) -> str:
+    return ", ".join(map(format_duration, leads))
 
 
 def _report(
@@ -208,6 +224,7 @@ def _report(
         tiles_reused=sum(result.tiles_reused for result in results),
         bytes_written=sum(result.bytes_written for result in results),
         missing_share=missing / max(1, done_cells),
+        blank_leads=_blank_leads(prepared, results, gaps),
         gaps=gaps,
         stages=sum((result.seconds for result in results), Seconds()),
         engines=tuple(sorted({result.engine for result in results})),
@@ -225,4 +242,5 @@ def _outcome(report: CycleReport) -> dict[str, str | int | float]:
         "missing_share_of_newest_frame": report.missing_share,
         "engines": "; ".join(report.engines),
     }
-    return completeness | (gaps if report.gaps else {})
+    blank: dict[str, str | int | float] = {"lead_times_without_values": _listed(report.blank_leads)}
+    return completeness | (gaps if report.gaps else {}) | (blank if report.blank_leads else {})

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeVar
 
-from engines.cases import CaseError, load_cases, save_cases
+from engines.cases import load_cases, save_cases
 from engines.cores import usable_cores
 from engines.model import ModelPackage
 from engines.precision import CONVERTER_VERSION, Precision
@@ -26,10 +26,10 @@ from engines.typed import PrecisionError, TypedModel, open_typed, type_model
 from jobs import __version__
 from jobs.bench import QUICK, measure
 from jobs.bring import bring, digest_of, find_files
-from jobs.cases import CaseSet
+from jobs.cases import CaseSet, calibrating_on
 from jobs.engine import batch_spec, describe_engine, open_cache
 from jobs.folders import cache_folder, releases_folder
-from jobs.judge import Remembered, judge, open_candidate, open_reference, takes_one_size, units_of
+from jobs.judge import Remembered, judge, open_candidate, reference_of, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import (
     Built,
@@ -207,7 +207,7 @@ def _check(request: Request, files: Mapping[str, Path], work: Work, runtime: Run
     package = bring(files, work.folder / "package")
     _check_version(_registry(request), request.name, package)
     setting = find_setting(package, request.purpose)
-    return Desk(request, work, package, setting, runtime, tell, open_reference(setting))
+    return Desk(request, work, package, setting, runtime, tell, reference_of(setting))
 
 
 def _check_version(registry: Registry, name: str, package: ModelPackage) -> None:
@@ -230,17 +230,22 @@ def _gather(desk: Desk, _: Precision) -> Gathered:
 
 def _type(desk: Desk, precision: Precision) -> Typed:
     desk.tell("rewriting the graph")
-    calibration = desk.cases().inputs if precision.arithmetic == "int8" else ()
-    try:
-        model = type_model(desk.package, precision, desk.work.folder / "rewritten", calibration, allow=True)
-    except ValueError as error:
-        raise CaseError(f"{precision} cannot be calibrated: {error}") from error
+    model = _rewrite(desk, precision)
     if precision != Precision():
         desk.work.put(f"graphs/{precision}.onnx", model.path.read_bytes())
     obtained = model.conversion.obtained
     why = f"the graph is {obtained}, it has nothing to compute in {precision}; ask for {obtained}"
     fault = "" if obtained == precision else why
     return Typed(str(obtained), str(model.conversion.layers), model.graph_sha256, model.weights_sha256, fault)
+
+
+def _rewrite(desk: Desk, precision: Precision) -> TypedModel:
+    folder = desk.work.folder / "rewritten"
+    if precision.arithmetic != "int8":
+        return type_model(desk.package, precision, folder, allow=True)
+    cases = desk.cases()
+    with calibrating_on(cases):
+        return type_model(desk.package, precision, folder, cases.inputs, allow=True)
 
 
 def _build(desk: Desk, precision: Precision) -> Built:
@@ -276,6 +281,7 @@ def _gate(desk: Desk, precision: Precision) -> Judged:
 
 
 def _bench(desk: Desk, _: Precision) -> Measured:
+    desk.reference.close()
     there = [p for p in desk.request.precisions if not desk.work.result(str(Step("build", p)), Built).fault]
     reports = desk.work.folder / "reports"
     return measure(desk.setting, desk.supply, there, desk.cases(), reports, QUICK, desk.tell)

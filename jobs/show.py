@@ -217,7 +217,7 @@ def backfill_table(report: "BackfillReport") -> None:
 
 def verification_table(verification: "Verification", most: int = 6) -> None:
     """Scores of a few lead times up to the last, and persistence beside them."""
-    from pipelines.plot import choose_leads
+    from pipelines.panels import choose_leads
 
     leads = sorted({score.lead_time for score in verification.forecast})
     shown = {leads[index] for index in choose_leads(len(leads), most)}

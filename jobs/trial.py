@@ -12,10 +12,10 @@ from engines.scratch import scratch_folder
 from engines.supply import Supplied, find_runtime, supply
 from engines.typed import TypedModel, type_model
 from jobs.bench import measure
-from jobs.cases import CaseSet
+from jobs.cases import CaseSet, calibrating_on
 from jobs.engine import GRAPHS, batch_spec, open_cache, typed_graph
 from jobs.folders import cache_folder
-from jobs.judge import judge, open_candidate, open_reference, takes_one_size, units_of
+from jobs.judge import judge, open_candidate, reference_of, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import Judged, Measured, judged
 from jobs.setting import Purpose, find_setting
@@ -33,7 +33,7 @@ def try_package(
     setting, runtime = find_setting(package, purpose), find_runtime(threads=usable_cores())
     watcher.begins("cases")
     cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
-    reference, verdicts = open_reference(setting), {}
+    reference, verdicts = reference_of(setting), {}
     out.mkdir(parents=True, exist_ok=True)
     for precision in precisions:
         watcher.begins(f"gate-{precision}")
@@ -74,7 +74,9 @@ def graph_of(package: ModelPackage, precision: Precision, cases: Callable[[], Ca
     stored = package.folder / GRAPHS / f"{precision}.onnx"
     if precision.arithmetic != "int8" or stored.is_file():
         return typed_graph(package, precision)
-    return type_model(package, precision, cache_folder() / GRAPHS, cases().inputs)
+    given = cases()
+    with calibrating_on(given):
+        return type_model(package, precision, cache_folder() / GRAPHS, given.inputs)
 
 
 def keep_reports(made: Path, out: Path, precision: Precision) -> None:

@@ -17,6 +17,7 @@ import ray
 
 from engines.base import DeviceLostError
 from jobs.hindcast import Group, GroupResult, Hindcast, Order
+from jobs.holder import has_ended
 from jobs.lease import Lease
 from jobs.outfit import Outfit, Place, Setup, change_outfit, open_outfit
 from jobs.version import code_version
@@ -50,7 +51,7 @@ class Status:
         engine: what runs; "" while it is being opened or if it cannot be.
         news: how far the opening of its engine is; "" once it is done.
         holder: the run that uses it; "" = none.
-        is_lapsed: its holder is gone without a word.
+        is_lapsed: its holder has not been heard of for long.
         rss_bytes: resident memory of its process.
     """
 
@@ -64,6 +65,11 @@ class Status:
     is_lapsed: bool
     idle_seconds: float
     rss_bytes: int
+
+    @property
+    def is_abandoned(self) -> bool:
+        """True if its holder is gone: silent for long, or seen to have ended by whoever asks."""
+        return self.is_lapsed or has_ended(self.holder)
 
 
 class Worker:

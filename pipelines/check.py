@@ -285,12 +285,6 @@ def largest_cycle_bytes(layout: Layout) -> int:
     return len(layout.shards) * per_shard
 
 
-def smallest_cycle_bytes(layout: Layout) -> int:
-    """Bytes of a cycle's shards if every cell is missing: their indexes alone, for a missing chunk takes no room."""
-    chunks = layout.chunks_per_shard
-    return len(layout.shards) * (chunks[0] * chunks[1] * chunks[2] * 16 + 4)
-
-
 def _chunk_bytes(layout: Layout) -> int:
     lead, y, x = layout.chunk
     return lead * y * x * np.dtype(layout.dtype).itemsize

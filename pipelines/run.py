@@ -61,6 +61,7 @@ class BlockResult:
 
     Attributes:
         missing: missing cells of each input frame inside the block.
+        has_values: of each lead time, whether any cell of the block is not missing.
         engine: what ran, as the worker calls it.
         spans: what was done when.
         worker: name of the worker, as its pool calls it.
@@ -73,6 +74,7 @@ class BlockResult:
     missing: tuple[int, ...]
     bytes_written: int
     seconds: Seconds
+    has_values: tuple[bool, ...] = ()
     engine: str = ""
     spans: tuple[Span, ...] = ()
     worker: str = ""
@@ -123,9 +125,10 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
                 missing_now = forecaster.decoder.is_missing(here[-1])
                 parts = np.array_split(codes, min(turn.threads, len(codes)))
                 turn.map(partial(forecaster.encoder.mask, missing=missing_now), parts)
+            has_values = forecaster.encoder.has_values(codes)
             written = write_block(draft, block.window, codes, turn)
     missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
-    return BlockResult(block.index, run, reused, missing, written, watch.seconds(), spans=watch.spans)
+    return BlockResult(block.index, run, reused, missing, written, watch.seconds(), has_values, spans=watch.spans)
 
 
 def infer_block(

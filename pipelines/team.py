@@ -5,6 +5,7 @@ the disk takes it they work on the next. With threads of its own for each block 
 time, and then the disk.
 """
 
+import os
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -24,13 +25,21 @@ _LAST = float("inf")
 
 
 class Team:
-    """So many threads, started at the first call; a team of one has none, callers do their work themselves."""
+    """So many threads, started at the first call; a team of one has none, callers do their work themselves.
+
+    A forked process has none of its parent's threads: there they are started again, and its parent's work is left out.
+    """
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
-        self._turns, self._tickets, self._lock = count(), count(), Lock()
+        self._turns, self._tickets = count(), count()
+        self._begin()
+        _teams.add(self)
+
+    def _begin(self) -> None:
+        self._lock = Lock()
         self._jobs: PriorityQueue[_Job] = PriorityQueue()
-        self._is_here = False
+        self._end: weakref.finalize[[PriorityQueue[_Job], int], Team] | None = None
 
     def turn(self) -> "Turn":
         """A place behind all that were taken before."""
@@ -39,17 +48,33 @@ class Team:
     def submit(self, turn: float, call: Callable[[], T]) -> "Future[T]":
         """Have it called before everything of later turns."""
         with self._lock:
-            if not self._is_here:
-                self._gather()
+            if self._end is None:
+                self._end = self._gather()
         future: Future[T] = Future()
         self._jobs.put((turn, next(self._tickets), future, call))
         return future
 
-    def _gather(self) -> None:
+    def _gather(self) -> "weakref.finalize[[PriorityQueue[_Job], int], Team]":
         for number in range(self.threads):
             Thread(target=_work, args=(self._jobs,), name=f"team-{number}", daemon=True).start()
-        weakref.finalize(self, _send_away, self._jobs, self.threads)
-        self._is_here = True
+        return weakref.finalize(self, _send_away, self._jobs, self.threads)
+
+    def begin_again(self) -> None:
+        """For a process that was just forked: locks may be held there by threads that it does not have."""
+        if self._end is not None:
+            self._end.detach()
+        self._begin()
+
+
+_teams: "weakref.WeakSet[Team]" = weakref.WeakSet()
+
+
+def _begin_again() -> None:
+    for team in _teams:
+        team.begin_again()
+
+
+os.register_at_fork(after_in_child=_begin_again)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pipelines.thresholds import find_thresholds
 from pipelines.units import UNCHANGED, Linear, Quantity, convert_units
 
 BLOCK_CELLS = 65_536  # a scratch of 256 KiB and its operands stay in the nearest caches
+_GLANCE = 64  # rows: one of so many is looked at first
 SHARED_CELLS = 524_288  # where many threads pack: fewer calls, so that they seldom wait for each other between two
 
 
@@ -196,6 +197,13 @@ class Encoder:
         for lead in codes:
             lead &= keep
             lead |= fill
+
+    def has_values(self, codes: NDArray[Any]) -> tuple[bool, ...]:
+        """Of each field of packed codes (lead, y, x), whether any cell is not missing.
+
+        A few rows say so of nearly every field; only without a value there all of it is looked at.
+        """
+        return tuple(any(bool((part != self.fill).any()) for part in (field[::_GLANCE], field)) for field in codes)
 
     @cached_property
     def thresholds(self) -> NDArray[np.float32] | None:

@@ -1,4 +1,5 @@
-"""How every test runs: property tests without a deadline, in CI always the same examples; Ray with one token.
+"""How every test runs: property tests without a deadline, in CI always the same examples, in `make fuzz` many more; Ray
+with one token.
 
 Ray reads whether clusters ask for a token once in a process, and keeps to it for every cluster that the process joins
 afterwards: a cluster without tokens could not ask this one whether its actors are still wanted, and would end them.
@@ -6,11 +7,21 @@ afterwards: a cluster without tokens could not ask this one whether its actors a
 
 import os
 import secrets
+import signal
 
 from hypothesis import settings
 
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
-settings.register_profile("squall", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and background shells have commands ignore them
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+settings.register_profile(
+    "squall",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    max_examples=int(os.environ.get("SQUALL_EXAMPLES", "100")),
+)
 settings.load_profile("squall")

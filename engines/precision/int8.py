@@ -137,7 +137,7 @@ def _quantize(model: onnx.ModelProto, chosen: set[str], cases: Sequence[NDArray[
         except Exception as error:  # ONNX Runtime asserts, and raises unrelated types
             raise ModelError(
                 f"graph {model.graph.name!r} cannot be quantized; int8 needs finite values before every heavy "
-                f"operator in all cases: {first_line(error)}"
+                f"operator in all cases (ask for half where float32 has none): {first_line(error)}"
             ) from error
         made = onnx.load(path)
     own = [entry for entry in model.metadata_props if entry.key != _PREPARED[0]]

@@ -44,6 +44,13 @@ def test_a_floor_of_one_block_is_everything_in_turn(gpu: float, cores: float) ->
     assert Floor(gpu, 0.0, cores, 0.0, 1).seconds == pytest.approx(gpu + cores)
 
 
+@given(floors, st.floats(1, 4))
+def test_crowded_cores_raise_a_floor_and_nothing_else_of_it(floor: Floor, times: float) -> None:
+    crowded = floor.crowded(times)
+    assert crowded.parts == floor.parts | {"cores": floor.cores * times}
+    assert crowded.seconds >= floor.seconds - 1e-9
+
+
 @pytest.mark.parametrize("wrong", [(-1.0, 0.0, 0.0, 0.0, 1), (0.0, 0.0, 0.0, 0.0, 0)])
 def test_a_floor_of_nonsense_is_refused(wrong) -> None:
     with pytest.raises(ValueError, match="negative time or no blocks"):

@@ -1,7 +1,7 @@
 """A tiny radar, a tiny model and the product that joins them."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +69,14 @@ def write_blur(folder: Path, kernel: int = 9, frames: int = 2, layers: int = 1) 
     return folder
 
 
-def give_nan(folder: Path) -> None:
-    """Has the model of `write_blur` give NaN everywhere."""
+def give_nan(folder: Path, leads: Collection[int] = range(LEADS)) -> None:
+    """Has the model of `write_blur` give NaN everywhere, or everywhere at some lead times."""
     model = onnx.load(folder / "model.onnx")
     model.graph.node[-1].output[0] = "finite"
-    for operator, given, made in (("Sub", "finite", "zero"), ("Div", "zero", "y")):
-        model.graph.node.append(helper.make_node(operator, [given, given], [made]))
+    factors = np.array([0.0 if lead in leads else 1.0 for lead in range(LEADS)], np.float32).reshape(1, LEADS, 1, 1)
+    model.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
+    for operator, given, made in (("Mul", ["finite", "factors"], "some"), ("Div", ["some", "factors"], "y")):
+        model.graph.node.append(helper.make_node(operator, given, [made]))
     onnx.save(model, folder / "model.onnx")
 
 
@@ -82,6 +84,12 @@ def give_nan(folder: Path) -> None:
 def blind_model(product: Path) -> None:
     """The product's model gives NaN everywhere."""
     give_nan(product.parent / "blur")
+
+
+@pytest.fixture
+def blind_at(product: Path) -> Callable[[Collection[int]], None]:
+    """Has the product's model give NaN everywhere at lead times, by their positions."""
+    return lambda leads: give_nan(product.parent / "blur", leads)
 
 
 @pytest.fixture

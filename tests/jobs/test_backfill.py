@@ -23,7 +23,7 @@ from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
 from jobs.pool import Pool, Resources, cluster_resources, connect, disconnect
 from jobs.prepare import load, prepare
-from jobs.raylet import Raylet
+from jobs.raylet import RayGoneError, Raylet
 from pipelines.cycles import list_cycles
 from pipelines.errors import ConfigError, InputError, OutputError
 from pipelines.interval import EvenTimes, times_within
@@ -197,13 +197,14 @@ def test_a_backfill_of_nothing_but_failures_has_failed(ready, product):
 
 
 @pytest.mark.ray
-def test_a_backfill_that_was_stopped_goes_on_where_it_was(ready, product):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RayGoneError])
+def test_a_backfill_that_was_stopped_goes_on_where_it_was_and_claims_no_more_than_it_knows(ready, product, error):
     prepared, pool = ready("workers=1")
 
     def stop(tally):
-        raise KeyboardInterrupt
+        raise error
 
-    with pytest.raises(KeyboardInterrupt, match="1 cycle"):
+    with pytest.raises(error, match=r"at least 1 cycle\(s\) were published"):
         run_backfill(prepared, pool, every_frame(prepared), progress=stop)
     before = published(product)
     assert before

@@ -19,6 +19,7 @@ from jobs import cycle
 from jobs.cycle import Status, run_cycle, wait_for_inputs
 from jobs.dispatch import STRAGGLER_SECONDS
 from jobs.frames import share_frames
+from jobs.inspect import describe
 from jobs.make import Filled
 from jobs.pool import Pool, cluster_resources, connect, disconnect
 from jobs.prepare import load, prepare
@@ -323,6 +324,27 @@ def test_a_forecast_without_a_value_is_published_with_a_warning(blind_model, rea
     (warning,) = report.warnings
     assert warning.startswith("every cell of the forecast is missing, but 96.9% of the newest frame has values")
     assert warning.endswith("the model blur 1 gave none")
+
+
+def test_a_lead_time_without_a_value_is_named_in_a_warning_and_in_the_store(blind_at, ready):
+    blind_at([1])
+    report = run_cycle(*ready(), TIME)
+    ds = xr.open_zarr(report.path)
+    assert np.isnan(ds.precip_rate).all(["init_time", "y", "x"]).values.tolist() == [False, True, False]
+    (warning,) = report.warnings
+    assert warning.startswith("every cell at lead time(s) 10min is missing, but 96.9% of the newest frame has values")
+    assert describe(report.path)["lead_times_without_values"] == "10min"
+
+
+def test_blocks_share_in_what_a_lead_time_holds(ready, product):
+    """One block alone has values: they count."""
+    rain = zarr.open(product.parent / "radar.zarr")["precip_rate"]
+    rain[:, 64:], rain[:, :, 64:] = -32768, -32768
+    prepared, pool = ready("tiling.tile=[64,64]")
+    report = run_cycle(prepared, pool, TIME)
+    assert report.blocks > 1
+    assert (report.warnings, report.blank_leads) == ((), ())
+    assert "lead_times_without_values" not in describe(report.path)
 
 
 def test_a_dry_forecast_is_no_reason_to_warn(ready, product):

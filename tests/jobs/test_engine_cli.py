@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import ray
 import yaml
 from click.testing import CliRunner
 
+from engines.cases import GROUPS, Case, save_cases
 from engines.registry import Registry
 from engines.zoo import UnetSpec, write_package
 from jobs import trial
@@ -89,6 +91,15 @@ def test_the_gate_ends_with_0_or_6_and_writes_its_reports(unet, home):
     assert done.exit_code == Exit.REFUSED
     assert json.loads(done.stdout)["verdicts"]["half"]["failures"][0]["measure"] == "moved_codes"
     assert json.loads((home / "reports/gate-half.json").read_text())["verdict"] == "no-go"
+
+
+def test_the_gate_says_what_to_do_where_int8_cannot_be_calibrated(unet, home):
+    hole = np.full((2, 32, 32), np.nan, np.float32)
+    path = save_cases(home / "holes.npz", [Case(group, group, hole) for group in GROUPS])
+    words = ("--precision", "int8", *SHAPE, "--cases", path, "--out", home / "reports")
+    done = squall("engine", "gate", unet, *words)
+    said = " ".join(done.stderr.split())
+    assert (done.exit_code, "stored in holes.npz" in said, "--product FILE.yaml" in said) == (1, True, True), said
 
 
 def test_the_gate_of_a_product_cuts_cases_from_its_store(unet, home, product):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jobs.holder import name_this_run
 from jobs.kept import Fate, judge, news_of
 from jobs.lease import LAPSE_SECONDS, Lease
 from jobs.outfit import Place
@@ -65,6 +66,7 @@ def test_only_a_worker_that_nothing_called_for_long_ends(clock):
 
 
 HERE = Place(0, 1, 1)
+ENDED = "~".join([*name_this_run().split("~")[:2], "999999999", "0", "0"])  # a run of a process that is not there
 
 
 def status(version="1", place=HERE, holder="me", is_lapsed=False):
@@ -78,6 +80,7 @@ def status(version="1", place=HERE, holder="me", is_lapsed=False):
         (status(holder="another"), Fate.LEAVE),
         (status(holder="another", version="0"), Fate.LEAVE),
         (status(holder="another", is_lapsed=True), Fate.END),
+        (status(holder=ENDED), Fate.END),
         (status(version="0"), Fate.END),
         (status(place=Place(0, 2, 1)), Fate.END),
         (status(place=Place(0.5, 0, 4)), Fate.END),

@@ -19,7 +19,7 @@ from engines.ort import OnnxRuntime, OrtEngine
 from engines.registry import Registry
 from engines.typed import PrecisionError
 from engines.zoo import PersistenceSpec, UnetSpec, write_package
-from jobs import bench, bring
+from jobs import bench, bring, judge
 from jobs import publish as publishing
 from jobs.cli import main
 from jobs.outcome import Exit
@@ -128,6 +128,37 @@ def test_a_large_model_is_checked_and_read_as_seldom_as_can_be(home, monkeypatch
     assert len(whole) == 2  # what was brought, and what the registry will keep
 
 
+def test_the_reference_is_held_while_the_gate_runs_and_no_longer(home, monkeypatch):
+    """It takes as much memory as the weights, or twice that."""
+    made, held, seen = [], [], {}
+
+    class Counted(OrtEngine):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+            held.append(self)
+
+        def close(self):
+            super().close()
+            held.remove(self)
+
+    def look(name):
+        real = getattr(publishing, name)
+
+        def call(*args, **options):
+            seen[name] = len(held)
+            return real(*args, **options)
+
+        monkeypatch.setattr(publishing, name, call)
+
+    monkeypatch.setattr(judge, "OrtEngine", Counted)
+    for name in ("type_model", "judge", "measure"):
+        look(name)
+    publish(write_model(home / "unet"), "--precision", "float32")
+    assert seen == {"type_model": 0, "judge": 0, "measure": 0}
+    assert len(made) == 1
+
+
 def test_new_weights_of_the_same_graph_are_said_to_be_no_more_than_that(home):
     publish(write_model(home / "old"), "--promote", "production")
     _, report = publish(write_model(home / "new", "1.1", spec=UnetSpec(**vars(SPEC) | {"seed": 1})))
@@ -140,6 +171,19 @@ def test_int8_is_calibrated_on_the_cases_and_told_by_itself(home):
     code, report = publish(write_model(home / "unet", gate=wide), "--precision", "int8")
     assert (code, report["precisions"][0]["built"]["obtained"]) == (0, "int8")
     assert "graphs/int8.onnx" in report["release"]["files"]
+
+
+def test_int8_without_usable_cases_is_refused_with_their_origin_and_the_options_that_give_others(home):
+    inputs = np.ones((2, 32, 32), np.float32)
+    inputs[0, :9] = np.nan
+    path = save_cases(home / "holes.npz", [Case("a", "extreme", inputs), Case("b", "ordinary", inputs[:, ::-1])])
+    words = ("publish", write_model(home / "unet"), "--as", "rain", *SHAPE, "--cases", path)
+    done = squall(*words, "--precision", "int8")
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == Exit.FAILED
+    assert "on the cases (stored in holes.npz): calibration case 0 holds NaN or infinity" in said
+    for remedy in ("--product FILE.yaml", "--cases FILE.npz", "input.missing of the contract", "out of --precision"):
+        assert remedy in said
 
 
 @pytest.mark.ray

@@ -29,6 +29,7 @@ from jobs.pool import connect, disconnect
 
 pytestmark = pytest.mark.ray
 TIME = np.datetime64("2024-06-01T12:20", "ns")
+ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
 
 
@@ -152,6 +153,23 @@ def test_a_worker_that_was_killed_is_replaced(product):
     assert len(second) == 2
     assert first[0].pid not in pids(second)
     assert first[1].pid in pids(second)
+
+
+def test_workers_of_a_run_that_was_killed_are_replaced_at_once_and_the_forecast_is_the_same(product):
+    calm, _ = run(product)
+    slow = ["tiling.tile=[16,16]", "output.shards=[8,8]", "output.chunks=[8,8]"]
+    command = [sys.executable, "-m", "jobs.cli", "run", product, "--replace", *slow]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    staging = product.parent / "out" / "tiny" / ".staging"
+    wait_until(lambda: list(staging.glob("*~*/store/precip_rate/c/0/0/*/*")))
+    driver.kill()
+    driver.wait()
+    left = list_workers(product)
+    assert {row.state for row in left} == {"abandoned"}
+    again, rows = run(product)
+    assert not pids(rows) & pids(left)
+    assert files_of(again.path) == files_of(calm.path)
+    assert not list(staging.iterdir())
 
 
 def test_fewer_workers_are_kept_if_fewer_are_wanted(product):

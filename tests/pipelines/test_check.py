@@ -10,13 +10,12 @@ import pytest
 import zarr
 
 import pipelines.check as check
-from pipelines.check import check_product, largest_cycle_bytes, packed_range, smallest_cycle_bytes
+from pipelines.check import check_product, largest_cycle_bytes, packed_range
 from pipelines.errors import InputError
 from pipelines.layout import choose_layout
 from pipelines.model_space import ModelSpace
 from pipelines.planner import Needs
 from pipelines.product import OutputSpec, Packing
-from pipelines.shard import encode_shard
 from pipelines.source import open_source
 from pipelines.transform import Encoder, ModelNeeds
 from pipelines.units import Quantity
@@ -238,14 +237,6 @@ def test_the_largest_cycle_holds_every_code_of_every_shard():
     layout = choose_layout((30, 41), 6, OutputSpec(store="", variable="rain", shards=(32, 32), chunks=(16, 16)))
     codes = 2 * 6 * 32 * 32 * 2
     assert largest_cycle_bytes(layout) == codes + 2 * (24 * (4 + 16) + 4)
-
-
-def test_the_smallest_cycle_is_one_of_missing_cells():
-    layout = choose_layout((1226, 760), 18, OutputSpec(store="/x", variable="rain"))
-    codes = np.full(layout.shard, layout.fill_value, layout.dtype)
-    assert smallest_cycle_bytes(layout) == len(layout.shards) * sum(map(len, encode_shard(codes, layout)))
-    codes[17, 0, 0] = 0
-    assert smallest_cycle_bytes(layout) < len(layout.shards) * sum(map(len, encode_shard(codes, layout)))
 
 
 @pytest.mark.parametrize("name", ["init_time", "lead_time", "valid_time", "y", "x", "crs"])

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.colors import to_rgb
 
-from pipelines import plot
+from pipelines import colours
+from pipelines.colours import rain_rate
 from pipelines.errors import ConfigError
-from pipelines.plot import ColourTable, choose_columns, choose_leads, draw_figure, draw_forecast, rain_rate, thin
+from pipelines.plot import draw_figure, draw_forecast, thin
 from pipelines.storms import write_storms
 
 ROOT = Path(__file__).parents[2]
@@ -63,25 +64,6 @@ def pixels_of(figure, colour):
     return int(np.all(pixels(figure) == np.rint(np.array(to_rgb(colour)) * 255), axis=-1).sum())
 
 
-# choices
-
-
-@given(st.integers(1, 400), st.integers(1, 24))
-def test_chosen_leads_ascend_to_the_last(count, wanted):
-    chosen = choose_leads(count, wanted)
-    assert len(chosen) == min(count, wanted)
-    assert chosen == sorted(set(chosen))
-    assert chosen[0] >= 0
-    assert chosen[-1] == count - 1
-
-
-@given(st.integers(1, 3), st.integers(1, 12), st.floats(0.2, 5), st.booleans())
-def test_rows_of_leads_are_full_and_the_past_fits_in_one(past, leads, aspect, verified):
-    columns = choose_columns(past, leads, (aspect, 1.0), verified)
-    assert leads % columns == 0
-    assert columns >= min(past, leads)
-
-
 # thinning
 
 fields = hnp.arrays(
@@ -118,14 +100,14 @@ def test_every_colour_of_the_table_means_its_rain_rates(past):
     stripes = np.broadcast_to(rates.repeat(4), (1, 44, 44))
     picture = pixels(draw_figure(frames(np.zeros((1, 44, 44)), [0]), cycle(stripes, [5]), title="stripes"))
     found = [colour for colour, _ in groupby(tuple(pixel) for pixel in picture[int(0.7 * len(picture))])]
-    expected = [tuple(np.rint(np.array(to_rgb(c)) * 255)) for c in (plot.NO_ECHO, *plot.RAIN_RATE.colours)]
+    expected = [tuple(np.rint(np.array(to_rgb(c)) * 255)) for c in (colours.NO_ECHO, *colours.RAIN_RATE.colours)]
     assert [colour for colour in dict.fromkeys(found) if colour in expected[1:]] == expected[1:]
 
 
 def test_missing_is_grey_and_dry_is_not(past):
     missing = cycle(np.full((6, 40, 40), np.nan), range(5, 35, 5))
-    grey = pixels_of(draw_figure(past, missing, title="missing"), plot.NO_COVERAGE)
-    dry = pixels_of(draw_figure(past, missing.fillna(0), title="dry"), plot.NO_COVERAGE)
+    grey = pixels_of(draw_figure(past, missing, title="missing"), colours.NO_COVERAGE)
+    dry = pixels_of(draw_figure(past, missing.fillna(0), title="dry"), colours.NO_COVERAGE)
     assert grey > 500_000
     assert dry < 2_000
 
@@ -147,23 +129,11 @@ def test_a_map_does_not_depend_on_the_order_of_rows(past, forecast):
     np.testing.assert_array_equal(pixels(figures[0]), pixels(figures[1]))
 
 
-def test_reflectivity_becomes_the_rain_rate_of_its_relation():
-    dbz = frames([[[-32.0, np.nan, 23.483]]], [0], "dBZ", zr_a=223.0, zr_b=1.53, no_echo_value=-32.0)
-    rate = rain_rate(dbz)
-    np.testing.assert_allclose(rate.values, [[[0, np.nan, 1]]], rtol=1e-3)
-    assert rate.attrs["units"] == "mm h-1"
-
-
-@pytest.mark.parametrize(("units", "value"), [("mm h-1", 3.6), ("m s-1", 1e-6), ("kg m-2 s-1", 1e-3)])
-def test_rain_rate_in_other_units_is_the_same_rain_rate(units, value):
-    assert float(rain_rate(frames([[[value]]], [0], units))[0, 0, 0]) == pytest.approx(3.6, rel=1e-6)
-
-
 def test_a_reflectivity_forecast_has_a_table_of_its_own(past):
     dbz = {"units": "dBZ"}
     forecast = cycle(np.full((6, 40, 40), 47.0), range(5, 35, 5), **dbz)
     figure = draw_figure(past.assign_attrs(dbz), forecast, title="reflectivity")
-    assert pixels_of(figure, plot.REFLECTIVITY.colours[8]) > 500_000
+    assert pixels_of(figure, colours.REFLECTIVITY.colours[8]) > 500_000
 
 
 # words
@@ -238,7 +208,7 @@ def test_real_reflectivity_stands_beside_a_rain_rate_forecast():
     forecast = leads.rename(time="lead_time").assign_coords(lead_time=leads.time.values - start, init_time=start)
     figure = draw_figure(dbz.isel(time=slice(0, 3)), forecast, title="rain-fmi", observed=dbz)
     assert "not observed" not in words(figure)
-    assert all(pixels_of(figure, colour) > 1_000 for colour in (*plot.RAIN_RATE.colours[:7], plot.NO_COVERAGE))
+    assert all(pixels_of(figure, colour) > 1_000 for colour in (*colours.RAIN_RATE.colours[:7], colours.NO_COVERAGE))
 
 
 # refusals
@@ -283,16 +253,6 @@ def test_reflectivity_without_its_relation_is_refused(past, forecast):
 def test_a_past_of_rain_beside_a_forecast_of_reflectivity_is_refused(past, forecast):
     with pytest.raises(ConfigError, match="rain is in mm h-1, the forecast in dBZ"):
         draw_figure(past, forecast.assign_attrs(units="dBZ"), title="")
-
-
-def test_a_colour_table_with_falling_breaks_is_refused():
-    with pytest.raises(ConfigError, match="must ascend"):
-        ColourTable("rain rate", "mm h-1", (1, 0.5), ("red", "blue"))
-
-
-def test_a_colour_table_without_a_colour_for_each_break_is_refused():
-    with pytest.raises(ConfigError, match="2 breaks needs as many colours, found 1"):
-        ColourTable("rain rate", "mm h-1", (0.5, 1), ("red",))
 
 
 # the notebook

@@ -1,4 +1,5 @@
 import gc
+import multiprocessing
 import threading
 import weakref
 from threading import Barrier, Event, get_ident
@@ -75,6 +76,28 @@ def test_an_error_keeps_no_array_longer_than_whoever_catches_it():
         assert not any(array() is not None for array in kept)
     finally:
         gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_a_team_of_its_own_and_leaves_out_what_its_parent_had_begun():
+    team, held, done = Team(2), Event(), []
+    before = [team.submit(0, call) for call in (held.wait, held.wait, lambda: done.append("by the parent"))]
+
+    def child():
+        assert team.turn().map(pow, [2, 3, 4], [2, 2, 2]) == [4, 9, 16]
+        assert not done
+
+    with team._lock:  # as if another thread were about to submit
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+    process.join(60)
+    process.kill()  # one that waits for ever
+    process.join()
+    assert process.exitcode == 0
+    held.set()
+    for future in before:
+        future.result(60)
+    assert done == ["by the parent"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -425,6 +425,16 @@ def test_masked_cells_are_missing_at_every_lead_time(dtype):
     np.testing.assert_array_equal(codes, expected)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8"])
+@given(cell=st.none() | st.tuples(st.integers(0, 2), st.integers(0, 129), st.integers(0, 4)))
+def test_a_field_has_values_if_one_cell_has_wherever_it_is(dtype, cell):
+    encoder = Encoder(Packing(dtype=dtype))
+    codes = np.full((3, 130, 5), encoder.fill, dtype)
+    if cell is not None:
+        codes[cell] = encoder.limits[0]
+    assert encoder.has_values(codes) == tuple(cell is not None and cell[0] == lead for lead in range(3))
+
+
 @pytest.mark.parametrize(
     ("found", "wanted", "value"),
     [
