@@ -36,6 +36,7 @@ __all__ = [
     "Encoding",
     "Part",
     "Source",
+    "arrived",
     "check_missing",
     "check_times",
     "count_missing",
@@ -55,6 +56,7 @@ Raw = NDArray[np.generic]
 Axes = tuple[int, int, int]
 """A number for each of (time, y, x)."""
 
+_LOOK_BACK = 300  # frames, a day of 5 minutes
 _OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _AXES = {
     "time": ("time", "valid_time"),
@@ -225,6 +227,25 @@ def find_inputs(source: Source, product: Product, reference_time: np.datetime64 
     cycle = choose_frames(source.times, product.name, product.input, reference_time, source.where)
     stored = [index is not None and source.is_stored(index) for index in cycle.frame_indices]
     return without_absent(cycle, stored, product.input.missing_frame, source.where)
+
+
+def arrived(source: Source, limit: np.datetime64) -> Source:
+    """The source up to its newest frame, if its time axis is laid out ahead: to times after `limit`, of empty frames.
+
+    Raises:
+        NotYetError: none of the last times before the limit has a frame.
+    """
+    times = source.times
+    if not len(times) or not times[-1] > limit or source.is_stored(len(times) - 1):
+        return source
+    past = int(np.searchsorted(times, limit, "right"))
+    count = next((n for n in range(past, max(0, past - _LOOK_BACK), -1) if source.is_stored(n - 1)), 0)
+    if not count:
+        raise NotYetError(
+            f"the time axis of {source.where} goes on to {text_of(times[-1])}, but nothing is stored of the last "
+            f"{min(past, _LOOK_BACK)} frames before {text_of(limit)}"
+        )
+    return replace(source, times=times[:count])
 
 
 def without_absent(cycle: Cycle, stored: Sequence[bool], missing_frame: str, where: str) -> Cycle:

@@ -18,7 +18,7 @@ from pipelines.encoding import Encoding, count_missing, is_missing, read_encodin
 from pipelines.errors import InputError, NotYetError
 from pipelines.frames import find_nearest, text_of, usual_step
 from pipelines.grid import Window
-from pipelines.source import Part, check_missing, cut, find_inputs, open_source
+from pipelines.source import Part, arrived, check_missing, cut, find_inputs, open_source
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 real_data = pytest.mark.skipif(not DATA.exists(), reason="the real radar data lies beside the repository, not in it")
@@ -98,6 +98,34 @@ def test_dims_in_any_order_read_the_same(frames, tmp_path, order, consolidated):
     np.testing.assert_array_equal(source.read(cycle, HALO), wanted(codes, (3, 4, 5), HALO))
     assert [source.is_stored(index) for index in range(6)] == [True, True, False, True, True, True]
     assert len(source.refresh().times) == 6
+
+
+@pytest.mark.parametrize(
+    ("stored", "limit", "newest"),
+    [
+        ((0, 1, 2, 3), "12:22", "12:15"),  # laid out ahead
+        ((0, 1, 3), "12:10", "12:05"),  # a frame of a time to come is not one that has arrived
+        ((0, 1, 2, 3), "12:25", "12:25"),  # the newest frame is late
+        ((0, 1, 2, 3, 5), "12:12", "12:25"),  # a frame of a time to come, refused elsewhere
+    ],
+)
+def test_where_the_time_axis_is_laid_out_ahead_the_newest_frame_is_the_last_one_stored(
+    frames, tmp_path, stored, limit, newest
+):
+    codes = frames.codes()
+    codes[[n for n in range(6) if n not in stored]] = -32768
+    source = open_source(frames.product(frames.write(tmp_path / "radar.zarr", codes)).input)
+    found = arrived(source, np.datetime64(f"2024-06-01T{limit}", "ns"))
+    assert found.times[-1] == np.datetime64(f"2024-06-01T{newest}", "ns")
+    assert len(arrived(source.refresh(), source.times[-1]).times) == 6
+
+
+def test_an_axis_ahead_of_no_frames_says_so(frames, tmp_path):
+    source = open_source(
+        frames.product(frames.write(tmp_path / "radar.zarr", np.full((6, 30, 41), -32768, np.int16))).input
+    )
+    with pytest.raises(NotYetError, match=r"goes on to 2024-06-01T12:25Z, but nothing is stored of the last 3 frames"):
+        arrived(source, np.datetime64("2024-06-01T12:12", "ns"))
 
 
 @pytest.mark.parametrize(
