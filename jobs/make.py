@@ -174,7 +174,7 @@ def _point(prepared: "Prepared") -> tuple[str, ...]:
     try:
         point_latest(product.output.store, product.name)
     except (OSError, PipelineError) as error:
-        return (f"latest.zarr was not moved, the next run tries again: {error}",)
+        return (f"latest was not moved, the next run tries again: {error}",)
     return ()
 
 

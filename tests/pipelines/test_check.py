@@ -1,6 +1,7 @@
 """A product that does not fit its store, its model or its disk is told so before it runs, everything at once."""
 
 import os
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -8,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import pipelines.check as check
 from pipelines.check import check_product, largest_cycle_bytes, packed_range, smallest_cycle_bytes
 from pipelines.errors import InputError
 from pipelines.layout import choose_layout
@@ -130,7 +130,8 @@ OUTPUTS = {
     ),
     "chunks that do not divide the shards": (output(shards=[32, 32], chunks=[5, 8]), "output.shards: chunk 5 along y"),
     "a name that is no name": (output(variable="rain rate"), "output.shards: output.variable 'rain rate'"),
-    "a URL": (output(store="s3://bucket/out"), "output.store s3://bucket/out is a URL"),
+    "a web server": (output(store="https://host/out"), "output.store: no forecasts can be kept at https://host; a"),
+    "a URL of no bucket": (output(store="s3:///out"), "output.store: no forecasts can be kept at s3://; expected"),
     "a file": (output(store=__file__), f"output.store: {__file__} is a file; expected a folder"),
     "below a file": (output(store=__file__ + "/out"), f"output.store: {__file__} is a file; expected a folder"),
 }  # fmt: skip
@@ -173,7 +174,7 @@ def test_a_folder_that_the_system_says_cannot_be_written_is_named(problems, monk
 
 
 def test_a_disk_without_room_for_a_cycle_is_named(problems, monkeypatch):
-    monkeypatch.setattr(check.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     (problem,) = problems()
     assert problem.startswith("output.store: 0 MB free at ")
     assert problem.endswith("a cycle that does not compress")
