@@ -164,7 +164,7 @@ def _leave_gaps(prepared: "Prepared", draft: Draft, given_up: list[tuple[Block, 
     layout = prepared.layout
     for block, _ in given_up:
         shape = (layout.shape[0], *block.window.shape)
-        write_block(draft, block.window, np.full(shape, layout.fill_value, layout.dtype))
+        write_block(draft, block.window, np.full(shape, layout.fill_value, layout.dtype), instead=True)
     return gaps
 
 

@@ -75,7 +75,7 @@ class Shelf(Protocol):
         ...
 
     def put_shard(self, draft: Draft, key: str, *pieces: bytes) -> None:
-        """Writes a shard, whole. Who is late changes nothing that is published."""
+        """Writes a shard, whole; one that is there may stay. Who is late changes nothing that is published."""
         ...
 
     def claim(self, draft: Draft, name: str) -> str | None:

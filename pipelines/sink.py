@@ -99,13 +99,16 @@ def describe(draft: Draft, template: StoreTemplate, provenance: Provenance) -> N
         shelf.describe(draft, template.files(draft.reference_time, provenance))
 
 
-def write_block(draft: Draft, window: Window, codes: NDArray[Any], turn: Turn = ALONE) -> int:
+def write_block(draft: Draft, window: Window, codes: NDArray[Any], turn: Turn = ALONE, instead: bool = False) -> int:
     """Writes the shards of one block and returns their bytes; safe to repeat, also at the same time.
+
+    A block is the same whoever makes it. Of shards that were written twice either may stay.
 
     Args:
         window: the cells of the block: whole shards, or up to the end of the grid.
         codes: (lead, y, x) packed codes; missing cells hold the fill value. Not changed.
         turn: of the block with the team that encodes its shards.
+        instead: of other codes that may have been written: these stay.
 
     Raises:
         OutputError: the block cuts a shard, `codes` do not fit it, or the disk refuses.
@@ -120,7 +123,7 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any], turn: Turn = 
         )
     parts = [codes[:, *layout.shard_window(*shard).within(window).slices] for shard in shards]
     at_once = min(len(shards), turn.threads)
-    return sum(map_on(at_once, partial(_write_shard, draft, turn), shards, parts))
+    return sum(map_on(at_once, partial(_write_shard, draft, turn, instead), shards, parts))
 
 
 def publish(
@@ -214,10 +217,11 @@ def _work(shelf: Shelf) -> list[str]:
     return sorted(name for name in shelf.names(STAGING) if "~" in name)
 
 
-def _write_shard(draft: Draft, turn: Turn, shard: tuple[int, int], codes: NDArray[Any]) -> int:
+def _write_shard(draft: Draft, turn: Turn, instead: bool, shard: tuple[int, int], codes: NDArray[Any]) -> int:
     pieces, shelf = encode_shard(codes, draft.layout, turn), _shelf_of(draft)
     with shelf.errors(draft.staging):
-        shelf.put_shard(draft, draft.layout.shard_key(*shard), *pieces)
+        write = shelf.put if instead else shelf.put_shard
+        write(draft, draft.layout.shard_key(*shard), *pieces)
     return sum(map(len, pieces))
 
 
