@@ -1,5 +1,7 @@
 """Tiny stores: a product that tests publish cycles of, and frames that they read."""
 
+import os
+import secrets
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -125,6 +127,8 @@ class Shelf:
 
 ROOTS = {"folder": "", "memory": "memory://", "file": "file://"}
 """What may stand before a path: nothing, or the schemes of an object store in memory and in a folder."""
+if "SQUALL_TEST_STORE" in os.environ:  # such as s3://BUCKET/PATH, to try a real one
+    ROOTS["named"] = f"{os.environ['SQUALL_TEST_STORE'].rstrip('/')}/{secrets.token_hex(8)}"
 
 
 @pytest.fixture
@@ -138,13 +142,13 @@ def any_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
     return Shelf(f"{ROOTS[request.param]}{tmp_path}")
 
 
-@pytest.fixture(params=["folder", "file"])
+@pytest.fixture(params=[name for name in ROOTS if name != "memory"])
 def shared_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
     """A shelf that other processes see."""
     return Shelf(f"{ROOTS[request.param]}{tmp_path}")
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=[name for name in ROOTS if name != "folder"])
 def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
     """A shelf on an object store: one that compares and swaps, and one that does not."""
     return Shelf(f"{ROOTS[request.param]}{tmp_path}")
