@@ -92,7 +92,8 @@ class ObjectShelf:
         The marker is asked for so that who is late leaves nothing that nobody would remove; put where none is, a
         shard that comes after that changes nothing either.
         """
-        self._refuse_unmarked(draft)
+        if not objects.is_there(self._marker(draft.staging)):
+            raise _gone(draft)
         objects.create(f"{draft.store}/{key}", b"".join(pieces))
 
     def claim(self, draft: Draft, name: str) -> str | None:
@@ -102,12 +103,11 @@ class ObjectShelf:
         """
         if not objects.create(self._url(name), self._record(name, self._key(draft.store))):
             return None
-        try:
-            self._refuse_unmarked(draft)
-        except OutputError:
+        if not objects.is_there(self._marker(draft.staging)):
             objects.delete(self._url(name))
-            raise
-        self._unmark(draft.staging)
+            raise _gone(draft)
+        with suppress(OutputError):  # it is published: the next sweep removes the marker
+            self._unmark(draft.staging)
         return draft.store
 
     def abort(self, draft: Draft) -> None:
@@ -207,10 +207,6 @@ class ObjectShelf:
     def _unmark(self, work: str) -> None:
         objects.delete(self._marker(work))
 
-    def _refuse_unmarked(self, draft: Draft) -> None:
-        if not objects.is_there(self._marker(draft.staging)):
-            raise OutputError(f"cannot write {draft.store}: its draft is gone, published or removed by another process")
-
     @contextmanager
     def _removing(self, store: str) -> Iterator[None]:
         """Marks a store as ours to remove, so that the next sweep goes on where this process is killed."""
@@ -233,6 +229,10 @@ class ObjectShelf:
         """The root's metadata first: who comes too late finds no store, rather than one without shards."""
         objects.delete(self._url(store, "zarr.json"))
         objects.delete_below(self._url(store))
+
+
+def _gone(draft: Draft) -> OutputError:
+    return OutputError(f"cannot write {draft.store}: its draft is gone, published or removed by another process")
 
 
 def follow(url: str) -> str:

@@ -33,9 +33,9 @@ def is_url(place: str) -> bool:
 
 
 def can_hold(url: str) -> bool:
-    """True if the URL is of an object store: one that lists what it holds and takes more."""
-    scheme, _, rest = url.partition("://")
-    return scheme in _ON_THIS_MACHINE or (scheme in _CREDENTIALS and not rest.startswith("/"))
+    """True if the URL is of a kind of store that lists what it holds and takes more."""
+    scheme = url.partition("://")[0]
+    return scheme in _CREDENTIALS or scheme in _ON_THIS_MACHINE
 
 
 def locate(url: str) -> tuple[Any, str]:
@@ -56,11 +56,11 @@ def connect(bucket: str) -> Any:
     `memory://` lasts as long as the process, `file://` is a folder used as if it were a bucket.
     """
     scheme, _, rest = bucket.partition("://")
-    if scheme == "file":
+    if bucket == "file://":
         return LocalStore()
     if scheme == "memory":
         return from_url("memory:///")
-    if not (rest and can_hold(bucket)):
+    if not rest or scheme not in _CREDENTIALS:
         reason = "; a plain web server takes no forecasts" if scheme in ("http", "https") else ""
         raise ConfigError(f"no forecasts can be kept at {bucket}{reason}; {_EXAMPLES}")
     try:

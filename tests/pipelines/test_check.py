@@ -131,6 +131,7 @@ OUTPUTS = {
     "chunks that do not divide the shards": (output(shards=[32, 32], chunks=[5, 8]), "output.shards: chunk 5 along y"),
     "a name that is no name": (output(variable="rain rate"), "output.shards: output.variable 'rain rate'"),
     "a web server": (output(store="https://host/out"), "output.store: no forecasts can be kept at https://host; a"),
+    "a folder of no root": (output(store="file://out"), "output.store: no forecasts can be kept at file://out"),
     "a URL of no bucket": (output(store="s3:///out"), "output.store: no forecasts can be kept at s3://; expected"),
     "a file": (output(store=__file__), f"output.store: {__file__} is a file; expected a folder"),
     "below a file": (output(store=__file__ + "/out"), f"output.store: {__file__} is a file; expected a folder"),
@@ -155,6 +156,20 @@ def test_reflectivity_needs_room_below_zero(problems):
 
 def test_a_forecast_is_not_written_into_the_store_that_is_read(frames, tmp_path):
     path = frames.write(tmp_path / "radar.zarr")
+    product = frames.product(path, path + "/forecasts")
+    (problem,) = check_product(product, open_source(product.input), MODEL, TILE)
+    assert "lies in the store that is read" in str(problem)
+
+
+def test_an_object_store_is_asked_whether_it_takes_forecasts(problems, tmp_path, monkeypatch):
+    assert problems(**output(store=f"file://{tmp_path}/bucket")) == []
+    monkeypatch.setattr("pipelines.objects.create", lambda url, data: True)
+    (problem,) = problems(**output(store=f"file://{tmp_path}/bucket"))
+    assert problem.startswith(f"output.store: the store of file://{tmp_path}/bucket/rain overwrites")
+
+
+def test_a_forecast_is_not_written_into_the_bucket_store_that_is_read(frames, tmp_path):
+    path = "file://" + frames.write(tmp_path / "radar.zarr")
     product = frames.product(path, path + "/forecasts")
     (problem,) = check_product(product, open_source(product.input), MODEL, TILE)
     assert "lies in the store that is read" in str(problem)

@@ -330,7 +330,7 @@ def test_a_worker_that_is_late_by_one_request_changes_nothing(bucket, monkeypatc
     draft = bucket.filled(TIME, 1)
     cycle = publish(draft)
     before = everything(bucket)
-    monkeypatch.setattr(ObjectShelf, "_refuse_unmarked", lambda *_: None)
+    monkeypatch.setattr(objects, "is_there", lambda url: True)
     write_block(draft, bucket.grid.window, bucket.codes(5))
     assert everything(bucket) == before
     assert is_whole(bucket, cycle, 1)
@@ -381,6 +381,31 @@ def test_a_pointer_to_a_cycle_that_is_gone_counts_as_none(bucket):
     assert latest_cycle(bucket.root, "rain") is None
     cycle = bucket.publish(EARLIER)
     assert latest_cycle(bucket.root, "rain") == cycle
+
+
+def test_a_marker_that_cannot_be_asked_for_leaves_the_claim_alone(bucket, through):
+    """Readers may have seen the cycle by then: it stays, and the error says that there was no answer."""
+    draft, broken = bucket.filled(TIME, 1), []
+
+    def wrap(store):
+        def put(key, data, **options):
+            broken.extend([key] if key.endswith("1530.json") else [])
+            return store.put(key, data, **options)
+
+        def head(key):
+            if broken:
+                raise BaseError("it thundered")
+            return store.head(key)
+
+        return Wrapped(store, put=put, head=head)
+
+    through(wrap)
+    with pytest.raises(OutputError, match="it thundered"):
+        publish(draft)
+    through()
+    abort(draft)
+    assert is_whole(bucket, find_cycle(bucket.root, "rain", NOW), 1)
+    assert orphans(bucket) == []
 
 
 # Stores that are not what they should be
