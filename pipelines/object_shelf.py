@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import BinaryIO
 
 from pipelines import objects
+from pipelines.claim import Claim, read_claim
 from pipelines.errors import OutputError
 from pipelines.layout import Layout
 from pipelines.shelf import STAGING, Choose, Draft
@@ -26,7 +27,6 @@ from pipelines.threads import map_on
 LATEST = "latest.json"
 _PROBE = ".put-if-absent"
 _TOGETHER = 16
-_CYCLE, _STORE = "cycle", "store"  # fields of a claim
 
 
 class ObjectShelf:
@@ -44,10 +44,8 @@ class ObjectShelf:
 
     def store_of(self, name: str) -> str | None:
         """The URL of the store that the claim names."""
-        try:
-            return self._url(self._claimed(self._url(name)))
-        except FileNotFoundError:
-            return None
+        claim = self._claim_at(self._url(name))
+        return None if claim is None else self._url(claim.store)
 
     def latest(self) -> str | None:
         """The claim that the pointer names, if that is there."""
@@ -101,7 +99,7 @@ class ObjectShelf:
 
         Who clears work removes its marker first and then looks for a claim: one of both sees the other.
         """
-        if not objects.create(self._url(name), self._record(name, self._key(draft.store))):
+        if not objects.create(self._url(name), Claim(name, self._key(draft.store)).as_json()):
             return None
         if not objects.is_there(self._marker(draft.staging)):
             objects.delete(self._url(name))
@@ -131,24 +129,22 @@ class ObjectShelf:
 
     def clear(self, work: str) -> bool:
         """Takes the marker over, then removes the store that it names unless it is published."""
-        try:
-            store = self._claimed(self._marker(work))
-        except FileNotFoundError:
+        marked = self._claim_at(self._marker(work))
+        if marked is None:
             return False
-        with self._removing(store):
+        with self._removing(marked.store):
             self._unmark(work)
-            self._delete_unclaimed(store)
+            self._delete_unclaimed(marked.store)
         return True
 
     def remove(self, name: str) -> bool:
         """Marks the store, removes the claim, then the store."""
-        try:
-            store = self._claimed(self._url(name))
-        except FileNotFoundError:
+        claim = self._claim_at(self._url(name))
+        if claim is None:
             return False
-        with self._removing(store):
+        with self._removing(claim.store):
             objects.delete(self._url(name))
-            self._delete(store)
+            self._delete(claim.store)
         return True
 
     def keep(self, name: str, data: bytes) -> None:
@@ -180,29 +176,29 @@ class ObjectShelf:
     def _marker(self, work: str) -> str:
         return self._url(STAGING, work)
 
-    def _record(self, name: str, store: str) -> bytes:
-        return objects.as_object({_CYCLE: name, _STORE: store})
-
-    def _claimed(self, url: str) -> str:
-        """The store that a claim or a marker names, as a key."""
-        return objects.fields_of(url, objects.get(url), _STORE)[0]
+    def _claim_at(self, url: str) -> Claim | None:
+        try:
+            return read_claim(url, objects.get(url))
+        except FileNotFoundError:
+            return None
 
     def _standing(self, pointer: bytes) -> str | None:
-        name, _ = objects.fields_of(self._url(LATEST), pointer, _CYCLE, _STORE)
+        """The cycle that the pointer names, if it is there."""
+        name = read_claim(self._url(LATEST), pointer).cycle
         return name if objects.is_there(self._url(name)) else None
 
-    def _move(self, record: bytes, tag: objects.Tag | None) -> bool:
+    def _move(self, claim: bytes, tag: objects.Tag | None) -> bool:
         """True if the pointer is moved for good."""
         if tag is None:
-            return objects.create(self._url(LATEST), record)
+            return objects.create(self._url(LATEST), claim)
         try:
-            return objects.swap(self._url(LATEST), record, tag)
+            return objects.swap(self._url(LATEST), claim, tag)
         except NotImplementedError:
-            objects.put(self._url(LATEST), record)
+            objects.put(self._url(LATEST), claim)
             return False
 
     def _mark(self, work: str, store: str) -> None:
-        objects.put(self._marker(work), self._record("", store))
+        objects.put(self._marker(work), Claim("", store).as_json())
 
     def _unmark(self, work: str) -> None:
         objects.delete(self._marker(work))
@@ -239,8 +235,8 @@ def follow(url: str) -> str:
     """The store that a claim or the pointer names (FileNotFoundError if it is not there), any other URL as it is."""
     if not url.endswith(ObjectShelf.suffix):
         return url.rstrip("/")
-    claim, store = objects.fields_of(url, objects.get(url), _CYCLE, _STORE)
-    return url.removesuffix(LATEST if url.endswith(f"/{LATEST}") else claim) + store
+    claim = read_claim(url, objects.get(url))
+    return url.removesuffix(LATEST if url.endswith(f"/{LATEST}") else claim.cycle) + claim.store
 
 
 def find_store(url: str) -> str:

@@ -1,6 +1,5 @@
 """Objects by their URLs: one request each, connections that processes keep, and errors that say what to do."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -218,21 +217,3 @@ def _asking(url: str) -> Iterator[None]:
 def _said(error: Exception) -> str:
     """What an error says, without what it repeats for debugging."""
     return " ".join(str(error).partition("\n\nDebug source")[0].split())[:_WORDS]
-
-
-def as_object(fields: Mapping[str, str]) -> bytes:
-    """A small object of text fields, as JSON."""
-    return json.dumps(fields, indent=1).encode()
-
-
-def fields_of(url: str, data: bytes, *expected: str) -> list[str]:
-    """The fields of such an object.
-
-    Raises:
-        OutputError: it is damaged (names it and what it lacks).
-    """
-    try:
-        tree = json.loads(data)
-        return [str(tree[name]) for name in expected]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{url} is damaged ({_said(error)}); expected JSON with {', '.join(expected)}") from error

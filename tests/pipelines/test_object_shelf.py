@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError
 
 from pipelines import object_shelf, objects, sink
 from pipelines.archive import open_archive, open_cycle
+from pipelines.claim import Claim
 from pipelines.cycles import find_cycle, latest_cycle, list_cycles
 from pipelines.errors import AlreadyPublishedError, InputError, OutputError
 from pipelines.ledger import Ledger
@@ -294,7 +295,9 @@ def test_a_sweep_that_sees_the_claim_leaves_the_store(bucket):
     """The writer has put the claim and not yet looked for its marker; the sweep comes between."""
     draft = bucket.filled(TIME, 1)
     name = "2016/09/28/1530.json"
-    objects.create(f"{bucket.place.home}/{name}", bucket.place._record(name, draft.store[len(bucket.place.home) + 1 :]))
+    objects.create(
+        f"{bucket.place.home}/{name}", Claim(name, draft.store.removeprefix(f"{bucket.place.home}/")).as_json()
+    )
     assert bucket.place.clear(draft.staging)
     assert is_whole(bucket, find_cycle(bucket.root, "rain", NOW), 1)
 
@@ -442,7 +445,7 @@ def test_a_damaged_claim_is_named(bucket):
     url = f"{bucket.place.home}/2016/09/28/1530.json"
     for data in (b"{", b"[]", b"{}"):
         objects.put(url, data)
-        with pytest.raises(OutputError, match=r"1530\.json is damaged .*; expected JSON with store"):
+        with pytest.raises(OutputError, match=r"1530\.json is damaged .*; expected JSON with cycle and store"):
             list_cycles(bucket.root, "rain")
 
 

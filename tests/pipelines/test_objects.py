@@ -127,15 +127,5 @@ def test_whatever_a_store_says_is_one_error_with_the_url_and_what_to_do(monkeypa
 
     monkeypatch.setattr(objects, "connect", lambda bucket: Broken())
     arguments = ("gs://weather/x", b"") if verb in ("put", "create") else ("gs://weather/x",)
-    with pytest.raises(
-        OutputError, match=r"no answer for gs://weather/x: .*expected a bucket .*and GOOGLE_"
-    ):
+    with pytest.raises(OutputError, match=r"no answer for gs://weather/x: .*expected a bucket .*and GOOGLE_"):
         getattr(objects, verb)(*arguments)
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b'{"store": 1}'])
-def test_a_small_object_that_is_damaged_is_named_with_what_it_lacks(data):
-    with pytest.raises(OutputError, match=r"s3://b/x is damaged \(.*\); expected JSON with cycle, store"):
-        objects.fields_of("s3://b/x", data, "cycle", "store")
-    whole = objects.as_object({"cycle": "1530.json", "store": "1530.ab.zarr"})
-    assert objects.fields_of("s3://b/x", whole, "store", "cycle") == ["1530.ab.zarr", "1530.json"]
