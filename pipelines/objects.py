@@ -118,7 +118,7 @@ def swap(url: str, data: bytes, tag: Tag) -> bool:
     """
     store, key = locate(url)
     try:
-        with _asking(url):
+        with _asking(url), _noticing_not_implemented():
             store.put(key, data, mode=dict(tag), use_multipart=False)
     except (FileExistsError, FileNotFoundError):
         return _holds(url, data)
@@ -197,6 +197,17 @@ def _refusing_no_bucket() -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ConnectionError("there is no such bucket") from error
+
+
+@contextmanager
+def _noticing_not_implemented() -> Iterator[None]:
+    """What the client cannot do is a NotImplementedError already; what the server cannot is status 501."""
+    try:
+        yield
+    except BaseError as error:
+        if "501 Not Implemented" in str(error):
+            raise NotImplementedError("the store does not compare what it replaces") from error
+        raise
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Objects by their URLs: each verb does what it says, and says what is wrong."""
 
+from types import SimpleNamespace
+
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
 
@@ -51,6 +53,17 @@ def test_a_store_that_cannot_swap_says_so(tmp_path):
     objects.put(url, b"one")
     with pytest.raises(NotImplementedError):
         objects.swap(url, b"two", objects.get_tagged(url)[1])
+
+
+def test_a_server_that_cannot_swap_says_so_too(monkeypatch):
+    def put(*args, **options):
+        raise GenericError("Server returned error status 501 Not Implemented: <Code>NotImplemented</Code>")
+
+    monkeypatch.setattr(objects, "connect", lambda bucket: SimpleNamespace(put=put))
+    with pytest.raises(NotImplementedError):
+        objects.swap("s3://weather/latest.json", b"two", {"e_tag": "1"})
+    with pytest.raises(OutputError, match="501"):
+        objects.put("s3://weather/latest.json", b"two")
 
 
 def test_names_are_the_next_parts_and_keys_the_whole_rest(home):
