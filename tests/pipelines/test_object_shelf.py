@@ -302,6 +302,28 @@ def test_a_sweep_that_sees_the_claim_leaves_the_store(bucket):
     assert is_whole(bucket, find_cycle(bucket.root, "rain", NOW), 1)
 
 
+def test_a_writer_that_claims_right_after_a_sweep_looked_for_claims_fails(bucket, through):
+    """The sweep removed the marker before it looked, so the writer sees that it is swept."""
+    draft, failures = bucket.filled(TIME, 1), []
+
+    def wrap(store):
+        def list_with_delimiter(prefix):
+            found = store.list_with_delimiter(prefix)
+            through()
+            with pytest.raises(OutputError, match="its draft is gone") as failure:
+                publish(draft)
+            failures.append(failure)
+            return found
+
+        return Wrapped(store, list_with_delimiter=list_with_delimiter)
+
+    through(wrap)
+    assert bucket.place.clear(draft.staging)
+    assert len(failures) == 1
+    assert list_cycles(bucket.root, "rain") == []
+    assert orphans(bucket) == []
+
+
 def test_two_sweeps_at_once_remove_a_draft_together(bucket, monkeypatch):
     draft = bucket.filled(TIME)
     place = bucket.place
