@@ -28,9 +28,8 @@ from pipelines.cycles import find_cycles
 from pipelines.interval import ReferenceTimes, times_within
 from pipelines.ledger import Ledger, Row
 from pipelines.product import format_duration
-from pipelines.sink import sweep
+from pipelines.sink import has_drafts, sweep
 from pipelines.spans import Seconds
-from pipelines.staging import has_drafts
 
 GROUP_SECONDS = 1.0  # of work in one call: the cost of a call, about a millisecond, vanishes in it
 MOST_CYCLES = 512  # of a group, however fast they are

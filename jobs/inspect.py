@@ -7,6 +7,7 @@ import xarray as xr
 
 from jobs.show import utc
 from pipelines.errors import InputError
+from pipelines.shelves import as_opened
 
 _PROVENANCE = "squall_"
 
@@ -18,7 +19,7 @@ def describe(path: str) -> dict[str, Any]:
         InputError: there is no readable store at the path.
     """
     try:
-        ds = xr.open_zarr(path, decode_timedelta=True, mask_and_scale=False)
+        ds = xr.open_zarr(as_opened(path), decode_timedelta=True, mask_and_scale=False)
     except Exception as error:  # zarr, fsspec and xarray share no base class
         raise InputError(f"no readable Zarr store at {path}: {error}") from error
     facts: dict[str, Any] = {"store": path}

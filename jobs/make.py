@@ -167,7 +167,7 @@ def _leave_gaps(prepared: "Prepared", draft: Draft, given_up: list[tuple[Block, 
     layout = prepared.layout
     for block, _ in given_up:
         shape = (layout.shape[0], *block.window.shape)
-        write_block(draft, block.window, np.full(shape, layout.fill_value, layout.dtype))
+        write_block(draft, block.window, np.full(shape, layout.fill_value, layout.dtype), instead=True)
     return gaps
 
 
@@ -177,7 +177,7 @@ def _point(prepared: "Prepared") -> tuple[str, ...]:
     try:
         point_latest(product.output.store, product.name)
     except (OSError, PipelineError) as error:
-        return (f"latest.zarr was not moved, the next run tries again: {error}",)
+        return (f"latest was not moved, the next run tries again: {error}",)
     return ()
 
 

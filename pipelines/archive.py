@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -13,9 +12,12 @@ import xarray as xr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from pipelines.cf import INIT_TIME, VALID_TIME, as_json, group_document, time_coordinates
+from pipelines.cf import INIT_TIME, LEAD_TIME, VALID_TIME, as_json, group_document, time_coordinates
 from pipelines.cycles import PublishedCycle, find_cycle, latest_cycle, list_cycles
 from pipelines.errors import InputError
+from pipelines.shelf import Shelf
+from pipelines.shelves import as_opened, find_store, open_shelf, zarr_at
+from pipelines.threads import map_on
 
 __all__ = ["PublishedCycle", "find_cycle", "latest_cycle", "list_cycles", "open_archive", "open_cycle"]
 
@@ -23,17 +25,20 @@ __all__ = ["PublishedCycle", "find_cycle", "latest_cycle", "list_cycles", "open_
 def open_cycle(path: str | Path, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
     """One published cycle, lazy, float32; NaN = missing.
 
-    `latest.zarr` is followed once, here: the Dataset keeps to the cycle it was then.
+    `latest.zarr` is followed once, here: the Dataset keeps to the cycle it was then. On an object store so are
+    `latest.json` and `HHMM.json`.
 
     Args:
+        path: of the store, or its URL.
         chunks: gives dask arrays of these chunks ({} = as stored).
 
     Raises:
         InputError: there is no store at the path.
     """
-    store = os.path.realpath(path)
-    if not os.path.exists(os.path.join(store, "zarr.json")):
-        raise InputError(f"no published cycle at {path}")
+    try:
+        store = as_opened(find_store(str(path)))
+    except FileNotFoundError as error:
+        raise InputError(f"no published cycle at {path}") from error
     return _open_float32(store, chunks)
 
 
@@ -64,7 +69,7 @@ def open_archive(
     ]
     if not cycles:
         raise InputError(f"no cycle of {product} is published in {root} from {start or 'ever'} to {stop or 'now'}")
-    return _open_float32(CycleStore.over(cycles), chunks)
+    return _open_float32(CycleStore.over(open_shelf(root, product), cycles), chunks)
 
 
 def _open_float32(store: Any, chunks: Mapping[str, int] | None) -> xr.Dataset:
@@ -91,13 +96,14 @@ class CycleStore(Store):  # type: ignore[misc]
         self.paths, self.variable, self.made = paths, variable, made
 
     @classmethod
-    def over(cls, cycles: list[PublishedCycle]) -> "CycleStore":
+    def over(cls, shelf: Shelf, cycles: list[PublishedCycle]) -> "CycleStore":
         """The store of cycles that share a layout, oldest first."""
-        newest = json.loads(Path(cycles[-1].path, "zarr.json").read_bytes())
+        newest = json.loads(_bytes_of(shelf, cycles[-1].path, "zarr.json"))
         arrays = newest["consolidated_metadata"]["metadata"]
         variable = next(name for name, document in arrays.items() if len(document["shape"]) == 4)
-        _refuse_mixed(cycles, variable)
-        times = time_coordinates(np.array([c.reference_time for c in cycles]), _lead_times(cycles[-1].path, arrays))
+        _refuse_mixed(shelf, cycles, variable)
+        leads = _lead_times(_bytes_of(shelf, cycles[-1].path, f"{LEAD_TIME}/c/0"), arrays[LEAD_TIME])
+        times = time_coordinates(np.array([c.reference_time for c in cycles]), leads)
         made = {f"{name}/{times[name].chunk_key}": times[name].chunk for name in (INIT_TIME, VALID_TIME)}
         arrays |= {name: times[name].document for name in (INIT_TIME, VALID_TIME)}
         arrays[variable]["shape"][0] = len(cycles)
@@ -112,23 +118,23 @@ class CycleStore(Store):  # type: ignore[misc]
     __hash__ = None  # type: ignore[assignment]
 
     def file_of(self, key: str) -> str:
-        """The file that holds a key that was not made on opening."""
+        """Path or URL of the file that holds a key that was not made on opening."""
         name, _, chunk = key.partition("/c/")
         if name != self.variable or not chunk:
-            return os.path.join(self.paths[-1], key)
+            return f"{self.paths[-1]}/{key}"
         number, _, rest = chunk.partition("/")
-        return os.path.join(self.paths[int(number)], self.variable, "c", "0", rest)
+        return f"{self.paths[int(number)]}/{self.variable}/c/0/{rest}"
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         if key in self.made:
             data = self.made[key]
             start, stop = _extent(byte_range, len(data))
             return prototype.buffer.from_bytes(data[start:stop])
-        path = self.file_of(key)
-        found = await asyncio.to_thread(_read, path, byte_range)
+        store, place = zarr_at(self.file_of(key))
+        found: Buffer | None = await store.get(place, prototype, byte_range)
         if found is None and key.startswith(f"{self.variable}/c/"):
-            raise InputError(f"shard {path} is gone: its cycle was removed after the archive was opened")
-        return None if found is None else prototype.buffer.from_bytes(found)
+            raise InputError(f"shard {self.file_of(key)} is gone: its cycle was removed after the archive was opened")
+        return found
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -136,7 +142,10 @@ class CycleStore(Store):  # type: ignore[misc]
         return list(await asyncio.gather(*(self.get(key, prototype, extent) for key, extent in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        return key in self.made or os.path.exists(self.file_of(key))
+        if key in self.made:
+            return True
+        store, place = zarr_at(self.file_of(key))
+        return bool(await store.exists(place))
 
     async def set(self, key: str, value: Buffer) -> None:
         raise PermissionError(f"published cycles are never changed (set {key})")
@@ -159,16 +168,6 @@ class CycleStore(Store):  # type: ignore[misc]
             yield name
 
 
-def _read(path: str, byte_range: ByteRequest | None) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            start, stop = _extent(byte_range, os.fstat(file.fileno()).st_size)
-            file.seek(start)
-            return file.read(stop - start)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-
-
 def _extent(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
     match byte_range:
         case None:
@@ -182,18 +181,17 @@ def _extent(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
     raise TypeError(f"{byte_range!r} is no byte range of Zarr")
 
 
-def _lead_times(path: str, arrays: Mapping[str, Any]) -> list[timedelta]:
-    document = arrays["lead_time"]
-    values = np.frombuffer(Path(path, "lead_time/c/0").read_bytes()[:-4], dtype="<i8")
+def _lead_times(chunk: bytes, document: Mapping[str, Any]) -> list[timedelta]:
+    values = np.frombuffer(chunk[:-4], dtype="<i8")
     return [timedelta(**{document["attributes"]["units"]: int(v)}) for v in values]
 
 
-def _refuse_mixed(cycles: list[PublishedCycle], variable: str) -> None:
+def _refuse_mixed(shelf: Shelf, cycles: list[PublishedCycle], variable: str) -> None:
     """Cycles with the same document of the variable agree; only others are looked at more closely."""
-    expected = _document(cycles[-1], variable)
+    documents = map_on(shelf.together, lambda cycle: _document(shelf, cycle, variable), cycles)
+    expected = documents[-1]
     agreed = {expected}
-    for following, cycle in zip(reversed(cycles), reversed(cycles[:-1]), strict=False):
-        document = _document(cycle, variable)
+    for following, cycle, document in zip(cycles[:0:-1], cycles[-2::-1], documents[-2::-1], strict=True):
         if document in agreed:
             continue
         differing = _differences(document, expected)
@@ -205,11 +203,16 @@ def _refuse_mixed(cycles: list[PublishedCycle], variable: str) -> None:
         agreed.add(document)
 
 
-def _document(cycle: PublishedCycle, variable: str) -> bytes:
+def _document(shelf: Shelf, cycle: PublishedCycle, variable: str) -> bytes:
     try:
-        return Path(cycle.path, variable, "zarr.json").read_bytes()
+        return _bytes_of(shelf, cycle.path, f"{variable}/zarr.json")
     except FileNotFoundError:
         return b'{"attributes": {}}'
+
+
+def _bytes_of(shelf: Shelf, store: str, key: str) -> bytes:
+    with shelf.read(store, key) as file:
+        return file.read()
 
 
 def _differences(found: bytes, expected: bytes) -> list[str]:

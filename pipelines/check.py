@@ -1,24 +1,22 @@
 """Everything that is wrong with a product, its store and its model, found before a cycle is run."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.cf import check_leads, check_names
-from pipelines.cycles import product_folder
 from pipelines.encoding import Encoding
 from pipelines.errors import PipelineError
 from pipelines.frames import Cycle, Times, choose_frames, frame_offsets, usual_step
 from pipelines.grid import Grid, known_units, unbroken
 from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Needs, make_plan
-from pipelines.product import InputSpec, Last, OutputSpec, Product, format_duration
+from pipelines.product import InputSpec, Last, Product, format_duration
+from pipelines.shelves import open_shelf
 from pipelines.source import Source
 from pipelines.transform import Encoder, ModelNeeds, make_decoder, make_encoder, output_quantity
 from pipelines.units import Quantity, convert_units
@@ -250,30 +248,21 @@ def _check_tiling(grid: Grid, product: Product, tile: Needs | None) -> Iterator[
 
 
 def _check_output(product: Product) -> Iterator[Problem]:
-    """The forecast goes to a folder that can be written and is not the input."""
-    output = product.output
-    yield from _refusal("output.store", lambda: product_folder(output.store, product.name))
-    if "://" in output.store:
-        return
-    root, frames = Path(output.store), Path(product.input.store)
+    """The forecast goes to a place that can be written and is not the input."""
+    root, frames = PurePath(product.output.store), PurePath(product.input.store)
     if root == frames or frames in root.parents:
-        yield Problem("output.store", f"{root} lies in the store that is read", "a folder of its own")
-    folder = _nearest_folder(output)
-    if not folder.is_dir():
-        yield Problem("output.store", f"{folder} is a file", "a folder")
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        yield Problem("output.store", f"{folder} cannot be written", "a folder with write permission")
+        yield Problem("output.store", f"{product.output.store} lies in the store that is read", "a place of its own")
+    yield from _refusal("output.store", lambda: open_shelf(product.output.store, product.name).check())
 
 
 def _check_room(grid: Grid, product: Product) -> Iterator[Problem]:
-    if "://" in product.output.store:
-        return
     try:
         layout = choose_layout(grid.shape, len(product.leads), product.output)
+        free = open_shelf(product.output.store, product.name).free_bytes()
     except PipelineError:
-        return  # the tiling check names it
-    needed, free = largest_cycle_bytes(layout), shutil.disk_usage(_nearest_folder(product.output)).free
-    if free < needed:
+        return  # the other checks name it
+    needed = largest_cycle_bytes(layout)
+    if free is not None and free < needed:
         found = f"{free / 1e6:,.0f} MB free at {product.output.store}"
         yield Problem("output.store", found, f"{needed / 1e6:,.0f} MB, a cycle that does not compress")
 
@@ -288,11 +277,6 @@ def largest_cycle_bytes(layout: Layout) -> int:
 def _chunk_bytes(layout: Layout) -> int:
     lead, y, x = layout.chunk
     return lead * y * x * np.dtype(layout.dtype).itemsize
-
-
-def _nearest_folder(output: OutputSpec) -> Path:
-    path = Path(output.store)
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _named(model: ModelNeeds) -> str:

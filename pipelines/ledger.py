@@ -9,15 +9,13 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.cycles import product_folder
-from pipelines.files import output_errors, replace_file, sync_folder
+from pipelines.shelves import open_shelf
 
 FOLDER = "ledger"
 
@@ -59,13 +57,13 @@ ROWS_PER_PART = 4096
 
 
 class Ledger:
-    """Adds rows to the ledger of a product; they are safe on disk after `flush`, or when a part is full.
+    """Adds rows to the ledger of a product; they are safe after `flush`, or when a part is full.
 
     Names of parts begin with when and where they were written, so many writers may add at the same time.
     """
 
     def __init__(self, root: str, product: str, rows_per_part: int = ROWS_PER_PART) -> None:
-        self.folder = ledger_folder(root, product)
+        self._shelf, self.folder = open_shelf(root, product), ledger_folder(root, product)
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         self._name = f"{started}-{socket.gethostname()}-{os.getpid()}"
         self._rows: list[Row] = []
@@ -82,24 +80,21 @@ class Ledger:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the rows that are not on disk yet.
+        """Writes the rows that are not written yet.
 
         Raises:
             OutputError: they cannot be written.
         """
         if not self._rows:
             return
-        with output_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            name = f"{self._name}-{self._parts:06}.parquet"
-            replace_file(self.folder / name, self.folder / f".{name}", _as_parquet(self._rows))
-            sync_folder(self.folder)
+        with self._shelf.errors():
+            self._shelf.keep(f"{FOLDER}/{self._name}-{self._parts:06}.parquet", _as_parquet(self._rows))
         self._rows, self._parts = [], self._parts + 1
 
 
-def ledger_folder(root: str, product: str) -> Path:
-    """Where the ledger of a product lies; its name is not that of a year, so no listing of cycles sees it."""
-    return product_folder(root, product) / FOLDER
+def ledger_folder(root: str, product: str) -> str:
+    """Path or URL of the ledger of a product; its name is not that of a year, so no listing of cycles sees it."""
+    return f"{open_shelf(root, product).home}/{FOLDER}"
 
 
 def _as_parquet(rows: Sequence[Row]) -> bytes:

@@ -1,24 +1,20 @@
-"""Folders of work in progress: `<product>/.staging/<label>~<host>~<boot>~<pid>~<start>~<random>`.
+"""Work in progress: `<product>/.staging/<label>~<host>~<boot>~<pid>~<start>~<random>`.
 
-The name says which process owns a folder, so that another can tell a dead run from a living one.
+The name says which process owns it, so that another can tell a dead run from a living one.
 """
 
 import os
 import re
 import secrets
-import shutil
 import socket
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import psutil
 
-from pipelines.cycles import product_folder
-
-FOREIGN_AGE = timedelta(days=1)  # after which an untouched folder of another host counts as left behind
-_STAGING = ".staging"
+FOREIGN_AGE = timedelta(days=1)  # after which untouched work of another host counts as left behind
 
 
 @dataclass(frozen=True)
@@ -40,61 +36,24 @@ class Owner:
 
 
 def this_process() -> Owner:
-    """The owner that folders made by this process are named after."""
+    """The owner that work of this process is named after."""
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) or "localhost"
     return Owner(host, _boot(), os.getpid(), _start_of(os.getpid()) or "0")
 
 
-def make_staging(root: str, product: str, label: str) -> Path:
-    """A new folder that only this process uses, on the file system of the product."""
+def new_work(label: str) -> str:
+    """A name for work of this process, unlike any other."""
     me = this_process()
-    folder = product_folder(root, product) / _STAGING
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "~".join([label, me.host, me.boot, str(me.pid), me.start, secrets.token_hex(4)])
-    path.mkdir()
-    return path
+    return "~".join([label, me.host, me.boot, str(me.pid), me.start, secrets.token_hex(4)])
 
 
-def discard(root: str, product: str, path: Path) -> bool:
-    """Removes a folder of the product: it leaves its place whole, in one step, and is deleted afterwards.
-
-    So no reader opens half a cycle, and a writer whose draft is swept by mistake fails to publish what is left
-    of it. False if the folder was gone.
-    """
-    away = make_staging(root, product, "discarded")
-    try:
-        os.rename(path, away / path.name)
-    except FileNotFoundError:
-        return False
-    finally:
-        shutil.rmtree(away)
-    return True
-
-
-def abandoned(root: str, product: str) -> list[Path]:
-    """Staging folders whose process has ended; of other hosts, those that nothing has touched for a day."""
-    here = this_process()
-    folder = product_folder(root, product) / _STAGING
-    return [p for p in sorted(folder.glob("*~*")) if _is_abandoned(p, here)]
-
-
-def has_drafts(root: str, product: str) -> bool:
-    """True if any process has a folder of work in progress, or has left one."""
-    return any((product_folder(root, product) / _STAGING).glob("*~*"))
-
-
-def _is_abandoned(path: Path, here: Owner) -> bool:
-    parts = path.name.split("~")
+def is_abandoned(work: str, seconds_untouched: Callable[[str], float]) -> bool:
+    """True if the process of the work has ended; or is of another host, and nothing was touched for a day."""
+    parts = work.split("~")
     if len(parts) != 6 or not parts[3].isdigit():
         return False
-    gone = Owner(parts[1], parts[2], int(parts[3]), parts[4]).is_gone(here)
-    return _seconds_untouched(path) > FOREIGN_AGE.total_seconds() if gone is None else gone
-
-
-def _seconds_untouched(path: Path) -> float:
-    folders = [path, *(Path(top) for top, _, _ in os.walk(path))]
-    times = [p.stat().st_mtime for p in folders if p.exists()]
-    return time.time() - max(times, default=time.time())
+    gone = Owner(parts[1], parts[2], int(parts[3]), parts[4]).is_gone(this_process())
+    return seconds_untouched(work) > FOREIGN_AGE.total_seconds() if gone is None else gone
 
 
 def _boot() -> str:

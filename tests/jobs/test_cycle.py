@@ -306,7 +306,7 @@ def test_a_pointer_that_cannot_be_moved_is_a_warning_and_the_next_run_moves_it(r
         patch.setattr("jobs.make.point_latest", refuse)
         report = run_cycle(prepared, pool, TIME)
     latest = product.parent / "out" / "tiny" / "latest.zarr"
-    assert report.warnings == ("latest.zarr was not moved, the next run tries again: no room",)
+    assert report.warnings == ("latest was not moved, the next run tries again: no room",)
     assert Path(report.path).exists()
     assert not latest.exists()
     run_cycle(prepared, pool, TIME)

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ def write_shards(setup, prepared, name):
     draft = make_draft(prepared.product.output.store, name, TIME, layout, replace=True)
     results = [worker.run(block, cycle, draft, prepared.source) for block in setup.tiling.blocks()]
     assert sum(result.tiles_reused for result in results) > 0
-    return {str(file.relative_to(draft.store)): file.read_bytes() for file in draft.store.rglob("*") if file.is_file()}
+    store = Path(draft.store)
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("leads", [(0, 1, 2), (0, 2)])

@@ -1,8 +1,12 @@
 """Tiny stores: a product that tests publish cycles of, and frames that they read."""
 
+import os
+import secrets
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +16,17 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+from pipelines import objects
 from pipelines.cf import Provenance
 from pipelines.cycles import PublishedCycle
 from pipelines.grid import Grid
 from pipelines.layout import Layout, choose_layout
+from pipelines.objects import is_url
 from pipelines.product import OutputSpec, Product
-from pipelines.sink import Draft, open_draft, publish, write_block
+from pipelines.shelf import STAGING, Draft
+from pipelines.shelf import Shelf as Place
+from pipelines.shelves import open_shelf
+from pipelines.sink import open_draft, publish, write_block
 
 SHARDED = OutputSpec(store="", variable="rain_rate", shards=(12, 8), chunks=(4, 8))
 PROVENANCE = Provenance("name: rain\n", "persistence 1.0", "ort", {"squall": "0.1"}, "in.zarr", ())
@@ -61,6 +70,33 @@ class Shelf:
     def folder(self) -> Path:
         return Path(self.root) / self.product
 
+    @property
+    def place(self) -> Place:
+        return open_shelf(self.root, self.product)
+
+    @property
+    def staged(self) -> list[str]:
+        """Names of work in progress."""
+        return sorted(self.place.names(STAGING))
+
+    def contents(self, store: str) -> dict[str, bytes]:
+        """The files of a store."""
+        return {key: self.place.read(store, key).read() for key in self.place.keys(store)}
+
+    def damage(self, store: str, key: str, change: Callable[[bytearray], Any] | None = None) -> None:
+        """Changes a file of a store behind the back of squall; removes it if no change is told."""
+        if is_url(store):
+            data = bytearray(objects.get(f"{store}/{key}"))
+            objects.delete(f"{store}/{key}")
+            write = partial(objects.put, f"{store}/{key}")
+        else:
+            data = bytearray(Path(store, key).read_bytes())
+            Path(store, key).unlink()
+            write = Path(store, key).write_bytes
+        if change is not None:
+            change(data)
+            write(bytes(data))
+
     def but(self, **changes: Any) -> "Shelf":
         return replace(self, **changes)
 
@@ -89,9 +125,33 @@ class Shelf:
         return publish(self.filled(time, seed, replace), replace=replace)
 
 
+ROOTS = {"folder": "", "memory": "memory://", "file": "file://"}
+"""What may stand before a path: nothing, or the schemes of an object store in memory and in a folder."""
+if "SQUALL_TEST_STORE" in os.environ:  # such as s3://BUCKET/PATH, to try a real one
+    ROOTS["named"] = f"{os.environ['SQUALL_TEST_STORE'].rstrip('/')}/{secrets.token_hex(8)}"
+
+
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
     return Shelf(str(tmp_path))
+
+
+@pytest.fixture(params=ROOTS)
+def any_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
+    """A shelf in a folder, and one on each object store of this machine."""
+    return Shelf(f"{ROOTS[request.param]}{tmp_path}")
+
+
+@pytest.fixture(params=[name for name in ROOTS if name != "memory"])
+def shared_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
+    """A shelf that other processes see."""
+    return Shelf(f"{ROOTS[request.param]}{tmp_path}")
+
+
+@pytest.fixture(params=[name for name in ROOTS if name != "folder"])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
+    """A shelf on an object store: one that compares and swaps, and one that does not."""
+    return Shelf(f"{ROOTS[request.param]}{tmp_path}")
 
 
 RAIN = {"standard_name": "rainfall_rate", "units": "mm h-1", "scale_factor": 0.1, "_FillValue": -32768}

@@ -1,7 +1,5 @@
 import pickle
-import shutil
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +12,23 @@ from pipelines.cycles import list_cycles
 from pipelines.errors import InputError
 from pipelines.product import Packing
 
+
+@pytest.fixture
+def shelf(any_shelf):
+    return any_shelf
+
+
 TIMES = ["2016-09-28T15:25", "2016-09-28T15:30", "2016-09-29T00:00"]
 
 
 def physical(codes: np.ndarray) -> np.ndarray:
     return np.where(codes == -32768, np.float32(np.nan), codes * np.float32(0.01)).astype(np.float32)
+
+
+def remove(shelf, store: str, below: str = "") -> None:
+    for key in shelf.place.keys(store):
+        if key.startswith(below):
+            shelf.damage(store, key)
 
 
 def publish_all(shelf):
@@ -98,26 +108,23 @@ def test_nothing_is_read_before_it_is_asked_for(shelf):
     publish_all(shelf)
     archive = open_archive(shelf.root, "rain")
     for cycle in list_cycles(shelf.root, "rain"):
-        shutil.rmtree(Path(cycle.path) / "rain_rate/c")
+        remove(shelf, cycle.path, "rain_rate/c/")
     assert archive.rain_rate.shape == (3, 2, 20, 13)
 
 
 def test_a_cycle_removed_after_opening_is_an_error_and_not_missing_data(shelf):
     publish_all(shelf)
     archive = open_archive(shelf.root, "rain")
-    shutil.rmtree(list_cycles(shelf.root, "rain")[0].path)
-    with pytest.raises(InputError, match=r"1525\.zarr.* is gone: its cycle was removed"):
+    remove(shelf, list_cycles(shelf.root, "rain")[0].path)
+    with pytest.raises(InputError, match=r"1525\..*zarr.* is gone: its cycle was removed"):
         archive.rain_rate[0].values  # noqa: B018
     assert np.isfinite(archive.rain_rate[1].values).any()
 
 
 def test_a_flipped_byte_in_one_cycle_is_an_error_there_only(shelf):
     publish_all(shelf)
-    path = Path(list_cycles(shelf.root, "rain")[1].path) / "rain_rate/c/0/0/0/0"
-    data = bytearray(path.read_bytes())
-    data[30] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
+    store = list_cycles(shelf.root, "rain")[1].path
+    shelf.damage(store, "rain_rate/c/0/0/0/0", lambda data: data.__setitem__(30, data[30] ^ 1))
     archive = open_archive(shelf.root, "rain")
     with pytest.raises(ValueError, match="checksum"):
         archive.rain_rate[1].values  # noqa: B018
@@ -126,9 +133,9 @@ def test_a_flipped_byte_in_one_cycle_is_an_error_there_only(shelf):
 
 def test_opening_writes_nothing(shelf):
     publish_all(shelf)
-    before = sorted(Path(shelf.root).rglob("*"))
+    before = shelf.contents(shelf.place.home)
     open_archive(shelf.root, "rain").load()
-    assert sorted(Path(shelf.root).rglob("*")) == before
+    assert shelf.contents(shelf.place.home) == before
 
 
 def test_provenance_of_one_cycle_does_not_stand_for_all(shelf):
@@ -143,6 +150,8 @@ def test_chunks_give_dask_arrays_that_travel(shelf):
     publish_all(shelf)
     archive = open_archive(shelf.root, "rain", chunks={})
     assert archive.rain_rate.chunks is not None
+    if shelf.root.startswith("memory"):
+        pytest.skip("a store in memory does not travel")
     copy = pickle.loads(pickle.dumps(archive))  # noqa: S301
     np.testing.assert_array_equal(copy.rain_rate.values, open_archive(shelf.root, "rain").rain_rate.values)
 
@@ -168,7 +177,7 @@ def test_cycles_that_do_not_fit_together_are_named_with_a_start_that_works(shelf
     newer = changed(shelf, change)
     newer.publish(TIMES[1])
     newer.publish(TIMES[2])
-    with pytest.raises(InputError, match=rf"1525\.zarr differs .* in .*{named}.*start=2016-09-28T15:30:00 on"):
+    with pytest.raises(InputError, match=rf"1525\..*zarr differs .* in .*{named}.*start=2016-09-28T15:30:00 on"):
         open_archive(shelf.root, "rain")
     assert open_archive(shelf.root, "rain", np.datetime64(TIMES[1], "ns")).sizes["init_time"] == 2
 

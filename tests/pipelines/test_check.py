@@ -1,6 +1,7 @@
 """A product that does not fit its store, its model or its disk is told so before it runs, everything at once."""
 
 import os
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import zarr
 
-import pipelines.check as check
 from pipelines.check import check_product, largest_cycle_bytes, packed_range
 from pipelines.errors import InputError
 from pipelines.layout import choose_layout
@@ -184,7 +184,9 @@ OUTPUTS = {
     ),
     "chunks that do not divide the shards": (output(shards=[32, 32], chunks=[5, 8]), "output.shards: chunk 5 along y"),
     "a name that is no name": (output(variable="rain rate"), "output.shards: output.variable 'rain rate'"),
-    "a URL": (output(store="s3://bucket/out"), "output.store s3://bucket/out is a URL"),
+    "a web server": (output(store="https://host/out"), "output.store: no forecasts can be kept at https://host; a"),
+    "a folder of no root": (output(store="file://out"), "output.store: no forecasts can be kept at file://out"),
+    "a URL of no bucket": (output(store="s3:///out"), "output.store: no forecasts can be kept at s3://; expected"),
     "a file": (output(store=__file__), f"output.store: {__file__} is a file; expected a folder"),
     "below a file": (output(store=__file__ + "/out"), f"output.store: {__file__} is a file; expected a folder"),
 }  # fmt: skip
@@ -213,6 +215,20 @@ def test_a_forecast_is_not_written_into_the_store_that_is_read(frames, tmp_path)
     assert "lies in the store that is read" in str(problem)
 
 
+def test_an_object_store_is_asked_whether_it_takes_forecasts(problems, tmp_path, monkeypatch):
+    assert problems(**output(store=f"file://{tmp_path}/bucket")) == []
+    monkeypatch.setattr("pipelines.objects.create", lambda url, data: True)
+    (problem,) = problems(**output(store=f"file://{tmp_path}/bucket"))
+    assert problem.startswith(f"output.store: the store of file://{tmp_path}/bucket/rain overwrites")
+
+
+def test_a_forecast_is_not_written_into_the_bucket_store_that_is_read(frames, tmp_path):
+    path = "file://" + frames.write(tmp_path / "radar.zarr")
+    product = frames.product(path, path + "/forecasts")
+    (problem,) = check_product(product, open_source(product.input), MODEL, TILE)
+    assert "lies in the store that is read" in str(problem)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_write_permission_is_named(frames, tmp_path):
     (tmp_path / "forecasts").mkdir(mode=0o555)
@@ -227,7 +243,7 @@ def test_a_folder_that_the_system_says_cannot_be_written_is_named(problems, monk
 
 
 def test_a_disk_without_room_for_a_cycle_is_named(problems, monkeypatch):
-    monkeypatch.setattr(check.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     (problem,) = problems()
     assert problem.startswith("output.store: 0 MB free at ")
     assert problem.endswith("a cycle that does not compress")

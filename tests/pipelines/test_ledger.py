@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.dataset
 import pytest
 
-from pipelines.cycles import all_revisions
+from pipelines.cycles import list_cycles
 from pipelines.errors import OutputError
 from pipelines.ledger import SCHEMA, Ledger, Row, ledger_folder
 
@@ -23,7 +24,7 @@ def rows(count: int) -> list[Row]:
 
 
 def parts(root) -> list[str]:
-    return sorted(p.name for p in ledger_folder(str(root), "rain").iterdir())
+    return sorted(p.name for p in Path(ledger_folder(str(root), "rain")).iterdir())
 
 
 def test_rows_come_back_with_their_types(tmp_path):
@@ -53,7 +54,7 @@ def test_a_part_is_written_once_it_is_full_and_nothing_twice(tmp_path):
 
 def test_an_empty_ledger_writes_nothing(tmp_path):
     Ledger(str(tmp_path), "rain").flush()
-    assert not ledger_folder(str(tmp_path), "rain").exists()
+    assert not Path(ledger_folder(str(tmp_path), "rain")).exists()
 
 
 def test_many_writers_add_to_one_ledger_and_no_listing_of_cycles_sees_it(tmp_path):
@@ -63,14 +64,14 @@ def test_many_writers_add_to_one_ledger_and_no_listing_of_cycles_sees_it(tmp_pat
         ledger.flush()
     assert len(parts(tmp_path)) == 3
     assert len(pd.read_parquet(ledger_folder(str(tmp_path), "rain"))) == 6
-    assert list(all_revisions(str(tmp_path), "rain")) == []
+    assert list_cycles(str(tmp_path), "rain") == []
 
 
 def test_a_part_that_a_kill_left_half_written_is_not_read(tmp_path):
     ledger = Ledger(str(tmp_path), "rain")
     ledger.add(rows(1))
     ledger.flush()
-    (ledger.folder / ".torn.parquet").write_bytes(b"PAR1")
+    Path(ledger.folder, ".torn.parquet").write_bytes(b"PAR1")
     assert len(pd.read_parquet(ledger.folder)) == 1
     assert pyarrow.dataset.dataset(ledger.folder).count_rows() == 1
 

@@ -25,17 +25,17 @@ PRODUCT, KILLS, SEED = "rain", 24, 20160928
 START = np.datetime64("2016-09-28T12:00", "ns")
 
 
-@pytest.fixture(scope="module")
-def hammered(tmp_path_factory):
-    """The folder after the hammer, and what the reader saw."""
+@pytest.fixture(scope="module", params=["", "file://"], ids=["folder", "objects"])
+def hammered(request, tmp_path_factory):
+    """Where the cycles lie after the hammer, its folder, and what the reader saw."""
     folder = tmp_path_factory.mktemp("hammer")
-    command = [sys.executable, __file__, str(folder)]
+    command = [sys.executable, __file__, str(folder), request.param]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120, check=False,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads((folder / "seen.json").read_text())
     print(f"hammer: {KILLS} kills, {len(won(folder))} cycles won and logged, reader saw {seen}")
-    return folder, seen
+    return f"{request.param}{folder}", folder, seen
 
 
 def won(folder: Path) -> list[str]:
@@ -43,17 +43,20 @@ def won(folder: Path) -> list[str]:
 
 
 def test_no_reader_saw_part_of_a_cycle(hammered):
-    _, seen = hammered
+    _, _, seen = hammered
     assert seen["opens"] > 0
     assert seen["torn"] == []
 
 
 def test_latest_never_went_back(hammered):
-    assert hammered[1]["backwards"] == []
+    root, _, seen = hammered
+    if root.startswith("file://"):
+        pytest.skip("obstore's store in a folder cannot compare and swap: `latest` may go back for a moment")
+    assert seen["backwards"] == []
 
 
 def test_no_cycle_was_won_twice(hammered):
-    wins = Counter(won(hammered[0]))
+    wins = Counter(won(hammered[1]))
     assert wins
     assert max(wins.values()) == 1
 
@@ -62,24 +65,24 @@ def test_every_cycle_stands_whole_and_one_sweep_clears_the_rest(hammered):
     from pipelines.cycles import latest_cycle, list_cycles
     from pipelines.sink import sweep
 
-    folder, _ = hammered
-    sweep(str(folder), PRODUCT)
+    root, folder, _ = hammered
+    sweep(root, PRODUCT)
     assert list((folder / PRODUCT / ".staging").iterdir()) == []
-    cycles = list_cycles(str(folder), PRODUCT)
+    cycles = list_cycles(root, PRODUCT)
     assert {fault(cycle.path) for cycle in cycles} == {None}
-    assert latest_cycle(str(folder), PRODUCT) == cycles[-1]
+    assert latest_cycle(root, PRODUCT) == cycles[-1]
 
 
 def test_a_rerun_of_every_cycle_changes_nothing(hammered):
     from pipelines.cycles import list_cycles
     from pipelines.errors import AlreadyPublishedError
 
-    folder, _ = hammered
+    root, folder, _ = hammered
     before = {p: p.stat().st_mtime_ns for p in (folder / PRODUCT).rglob("*.zarr/**/*")}
-    cycles = list_cycles(str(folder), PRODUCT)
+    cycles = list_cycles(root, PRODUCT)
     for number in range(len(cycles)):
         with pytest.raises(AlreadyPublishedError):
-            make_cycle(str(folder), number, writer=1)
+            make_cycle(root, number, writer=1)
     assert {p: p.stat().st_mtime_ns for p in (folder / PRODUCT).rglob("*.zarr/**/*")} == before
 
 
@@ -112,19 +115,20 @@ def make_cycle(root: str, number: int, writer: int) -> None:
 
 def fault(path: str) -> str | None:
     """What a plain reader finds wrong with a cycle of the hammer, or None."""
-    dataset = xr.open_zarr(path, mask_and_scale=False, chunks=None)
+    from pipelines.shelves import as_opened
+
+    dataset = xr.open_zarr(as_opened(path), mask_and_scale=False, chunks=None)
     codes = np.unique(dataset.rain_rate.values)
     number = int((dataset.init_time.values[0] - START) / np.timedelta64(5, "m"))
     writer = int(dataset.attrs["squall_product"].split()[1])
     return None if codes.tolist() == [2 * number + writer] else f"{path} holds {codes.tolist()}"
 
 
-def write_forever(folder: Path, writer: int) -> None:
+def write_forever(root: str, folder: Path, writer: int) -> None:
     from pipelines.cycles import list_cycles
     from pipelines.errors import AlreadyPublishedError
     from pipelines.sink import sweep
 
-    root = str(folder)
     log = os.open(folder / "won.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     while True:
         sweep(root, PRODUCT)
@@ -136,14 +140,14 @@ def write_forever(folder: Path, writer: int) -> None:
             os.write(log, f"{number}\n".encode())
 
 
-def read_until_stopped(folder: Path) -> None:
+def read_until_stopped(root: str, folder: Path) -> None:
     from pipelines.cycles import latest_cycle, list_cycles
 
     choose, newest = random.Random(SEED), START - np.timedelta64(1, "D")
     opens, torn, backwards = 0, [], []
     while not (folder / "stop").exists():
-        latest = latest_cycle(str(folder), PRODUCT)
-        cycles = list_cycles(str(folder), PRODUCT)[-3:]
+        latest = latest_cycle(root, PRODUCT)
+        cycles = list_cycles(root, PRODUCT)[-3:]
         if latest is None or not cycles:
             continue
         if latest.reference_time < newest:
@@ -169,19 +173,19 @@ def fork(work, *arguments) -> int:
     return child
 
 
-def hammer(folder: Path) -> None:
+def hammer(root: str, folder: Path) -> None:
     import pipelines.sink  # noqa: F401  so that the children need not
 
     chance = random.Random(SEED)
-    reader = fork(read_until_stopped, folder)
-    writers = {writer: fork(write_forever, folder, writer) for writer in (1, 2)}
+    reader = fork(read_until_stopped, root, folder)
+    writers = {writer: fork(write_forever, root, folder, writer) for writer in (1, 2)}
     for kill in range(KILLS):
         time.sleep(chance.uniform(0.05, 0.4))
         victim = chance.choice((1, 2))
         os.kill(writers[victim], signal.SIGKILL)
         os.waitpid(writers[victim], 0)
         if kill < KILLS - 1:
-            writers[victim] = fork(write_forever, folder, victim)
+            writers[victim] = fork(write_forever, root, folder, victim)
         else:
             del writers[victim]
     for child in writers.values():
@@ -192,4 +196,4 @@ def hammer(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    hammer(Path(sys.argv[1]))
+    hammer(f"{sys.argv[2]}{sys.argv[1]}", Path(sys.argv[1]))

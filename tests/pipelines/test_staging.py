@@ -1,11 +1,11 @@
-import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from pipelines.staging import abandoned, make_staging, this_process
+from pipelines.staging import is_abandoned, new_work, this_process
 
 
 def test_this_process_is_not_gone():
@@ -35,23 +35,19 @@ def test_a_process_elsewhere_cannot_be_seen(elsewhere):
     assert replace(this_process(), **elsewhere).is_gone(this_process()) is None
 
 
-def test_a_folder_of_a_living_process_is_not_abandoned(tmp_path):
-    make_staging(str(tmp_path), "rain", "1530.zarr")
-    assert abandoned(str(tmp_path), "rain") == []
+def test_work_of_a_living_process_is_not_abandoned():
+    assert not is_abandoned(new_work("1530.zarr"), untouched_for(days=400))
 
 
-def test_a_folder_of_another_host_is_abandoned_after_a_day_untouched(tmp_path):
-    mine = make_staging(str(tmp_path), "rain", "1530.zarr")
-    theirs = mine.rename(mine.with_name(mine.name.replace(this_process().host, "another-host")))
-    (theirs / "store").mkdir()
-    assert abandoned(str(tmp_path), "rain") == []
-    os.utime(theirs, (0, 0))
-    assert abandoned(str(tmp_path), "rain") == []
-    os.utime(theirs / "store", (0, 0))
-    os.utime(theirs, (0, 0))
-    assert abandoned(str(tmp_path), "rain") == [theirs]
+def test_work_of_another_host_is_abandoned_after_a_day_untouched():
+    theirs = new_work("1530.zarr").replace(this_process().host, "another-host")
+    assert not is_abandoned(theirs, untouched_for(hours=23))
+    assert is_abandoned(theirs, untouched_for(hours=25))
 
 
-def test_a_folder_that_squall_did_not_name_is_left_alone(tmp_path):
-    (tmp_path / "rain/.staging/my~notes").mkdir(parents=True)
-    assert abandoned(str(tmp_path), "rain") == []
+def test_what_squall_did_not_name_is_left_alone():
+    assert not is_abandoned("my~notes", untouched_for(days=400))
+
+
+def untouched_for(**ages):
+    return lambda work: timedelta(**ages).total_seconds()
