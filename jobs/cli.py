@@ -1,6 +1,5 @@
 """The command line `squall`: cycles of a product here; models, engines and publishing in files of their own."""
 
-import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,9 @@ if TYPE_CHECKING:  # help and errors must not wait for Ray
 
 _EXIT_CODES = """\b
 Exit codes: 0 published (or published already), 1 failed, 2 wrong usage, 3 published with gaps,
-4 no input, 5 bad configuration, 130 interrupted. Nothing is published unless the code is 0 or 3."""
+4 no input, 5 bad configuration, 130 interrupted. With 1, 2, 4 and 5 nothing new is published."""
+
+_VALIDATE_EXIT_CODES = "Exit codes: 0 valid, 1 failed, 2 wrong usage, 5 problems were found, 130 interrupted."
 
 
 _BACKFILL_EXIT_CODES = """\b
@@ -129,7 +130,7 @@ def run(
     with only_the_report(), show.progress(file.stem, quiet=format_ == "json") as progress:
         report = forecast(file, overrides, time, replace, progress, progress.tell)
     if format_ == "json":
-        click.echo(show.as_json(dataclasses.replace(report, activities=())))
+        click.echo(show.as_json({key: value for key, value in vars(report).items() if key != "activities"}))
     else:
         show.cycle_table(report)
     for text in report.warnings:
@@ -201,7 +202,7 @@ def backfill(
     return outcome_of(report)
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=_VALIDATE_EXIT_CODES)
 @product_file
 @overrides
 @as_json
@@ -256,10 +257,7 @@ def plan(file: Path, overrides: tuple[str, ...], measure: bool, format_: str) ->
         click.echo(show.as_json(planned))
         return
     show.out.print(planned.plan.reason)
-    table = show.pairs_table()
-    for name, value in planned.rows():
-        table.add_row(name, value)
-    show.out.print(table)
+    show.pairs(dict(planned.rows()))
 
 
 @main.command()
@@ -280,10 +278,7 @@ def inspect(path: str, format_: str) -> None:
     if format_ == "json":
         click.echo(show.as_json(found))
         return
-    table = show.pairs_table()
-    for name, value in found.items():
-        table.add_row(name, str(value))
-    show.out.print(table)
+    show.pairs(found)
 
 
 @main.command()
@@ -317,7 +312,7 @@ def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
 @product_file
 @overrides
 @click.option("--threshold", "thresholds", type=float, multiple=True, default=(0.1, 1.0, 5.0), show_default=True,
-              help="Events are values at or above it; may be given several times.")  # fmt: skip
+              help="Events are values at or above it, in units of the forecast; repeatable.")  # fmt: skip
 @click.option("--start", type=Time(), help="Score cycles from this reference time on (UTC).")
 @click.option("--stop", type=Time(), help="Score cycles before this reference time (UTC).")
 @as_json
@@ -357,13 +352,13 @@ def models(package: str | None, format_: str) -> None:
       squall models ./my-model
       squall models registry:rain@canary
     """
-    from jobs.models import builtin_rows, package_rows
+    from jobs.models import builtin_models, describe_package
 
-    columns, rows = builtin_rows() if package is None else package_rows(package)
+    found = builtin_models() if package is None else describe_package(package)
     if format_ == "json":
-        click.echo(show.as_json([dict(zip(columns, row, strict=True)) for row in rows]))
+        click.echo(show.as_json({name.replace(" ", "_"): text for name, text in found.items()}))
     else:
-        show.table("", columns, rows)
+        show.pairs(found)
 
 
 @main.command()

@@ -18,13 +18,19 @@ if TYPE_CHECKING:  # help must not wait for ONNX
 HERE = "here"
 
 package = click.argument("package")
-cache_folder = click.option("--cache", "root", type=click.Path(path_type=Path), help="Folder of the engine cache.")
+cache_folder = click.option(
+    "--cache", "root", type=click.Path(path_type=Path), help="Folder of the engine cache.",
+    show_default="engine-cache in the folder of SQUALL_CACHE, or of squall in the user's cache folder",
+)  # fmt: skip
 one_precision = click.option(
     "--precision", "precisions", type=Precisions(), default="float32", show_default=True,
     help="float32, half or int8; several with commas.",
 )  # fmt: skip
 shape = click.option("--shape", "tile", type=Tile(), help="Tiles of a batch and cells of a tile: 4x512x512.")
 product = click.option("--product", type=file, help="A product that will run the model: its tiles are taken.")
+product_with_cases = click.option(
+    "--product", type=file, help="A product that will run the model: its tiles are taken, and cases from its store."
+)
 
 
 @click.group()
@@ -107,7 +113,7 @@ def list_engines(root: Path | None, format_: str) -> None:
 @click.option("--precision", "precisions", type=Precisions(), default="half", show_default=True,
               help="float32, half or int8; several with commas.")  # fmt: skip
 @shape
-@product
+@product_with_cases
 @click.option("--cases", type=file, help="Stored cases (.npz); else cut from the product's store, else made-up storms.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the reports.")
 @as_json
@@ -152,8 +158,8 @@ def gate(
 @click.option("--precision", "precisions", type=Precisions(), default="float32,half", show_default=True,
               help="float32, half or int8; several with commas.")  # fmt: skip
 @shape
-@product
-@click.option("--cases", type=file, help="Stored cases (.npz) to run on; else as for the gate.")
+@product_with_cases
+@click.option("--cases", type=file, help="Stored cases (.npz); else as for the gate.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="bench", show_default=True,
               help="Folder of bench.html and bench.json.")  # fmt: skip
 @as_json

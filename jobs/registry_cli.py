@@ -21,7 +21,8 @@ name_argument = click.argument("name")
 why = click.option("--why", default="", help="The reason, kept in the history.")
 registry_option = click.option(
     "--registry", "root",
-    help="Folder of the registry, or s3://BUCKET/PATH; SQUALL_REGISTRY, or squall/registry in the user's data folder.",
+    help="Folder of the registry, or a URL such as s3://BUCKET/PATH.",
+    show_default="SQUALL_REGISTRY, or squall/registry in the user's data folder",
 )  # fmt: skip
 alias_option = click.option("--alias", type=click.Choice(ALIASES), default="production", show_default=True)
 

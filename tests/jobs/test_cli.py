@@ -145,6 +145,9 @@ def test_models_are_listed_and_a_package_is_described(product):
     assert "builtin:advection" in squall("models").output
     done = squall("models", product.parent / "blur")
     assert "blur-1-" in done.output
+    told = json.loads(squall("models", product.parent / "blur", "--format", "json").output)
+    assert told["model"].startswith("blur-1-")
+    assert told["lead_times"] == "5, 10, 15 min"
     assert squall("models", product.parent).exit_code == Exit.BAD_CONFIGURATION
     refused = squall("models", "builtin:unet")
     assert refused.exit_code == Exit.BAD_CONFIGURATION
