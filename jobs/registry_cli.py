@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # help must not wait for ONNX
 ALIASES = ("production", "canary", "shadow")
 
 name_argument = click.argument("name")
-why = click.option("--why", default="", help="The reason, kept in the history.")
+why = click.option("--why", default="", help="The reason, for those who look at the model later.")
 registry_option = click.option(
     "--registry", "root",
     help="Folder of the registry, or a URL such as s3://BUCKET/PATH.",
