@@ -19,7 +19,7 @@ from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, Pip
 from pipelines.frames import text_of
 from pipelines.run import BlockResult
 from pipelines.sink import Draft, expire, sweep
-from pipelines.source import Cycle, Source, find_inputs
+from pipelines.source import Cycle, Source, arrived, find_inputs
 from pipelines.spans import Stopwatch
 from pipelines.tiling import Block
 
@@ -42,7 +42,8 @@ def run_cycle(
     """The report of a cycle that is published now, or was before.
 
     Args:
-        reference_time: UTC; None = the newest frame of the store, which may not be of a time to come.
+        reference_time: UTC; None = the newest frame of the store, which may not be of a time to come. Where the time
+            axis is laid out ahead, frames of which nothing is stored are not there yet.
         replace_published: publish a revision if the cycle stands already.
         progress: called as blocks are settled.
 
@@ -81,6 +82,8 @@ def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) ->
     while True:
         try:
             source = prepared.source.refresh()
+            if reference_time is None:
+                source = arrived(source, _now() + _AHEAD)
             cycle = find_inputs(source, prepared.product, reference_time)
             break
         except NotYetError:

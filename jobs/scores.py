@@ -10,9 +10,10 @@ import xarray as xr
 from jobs.picture import observed_fields
 from pipelines.archive import PublishedCycle, list_cycles, open_cycle
 from pipelines.errors import InputError
-from pipelines.frames import Cycle
+from pipelines.frames import Cycle, find_nearest
 from pipelines.product import Product, load_product
 from pipelines.source import Source, open_source
+from pipelines.units import UNCHANGED, Quantity, convert_units
 from pipelines.verify import Rules, Score, pool, score_case
 
 
@@ -63,11 +64,15 @@ def _score_cycle(
     """Counts of a cycle and of persistence, over the lead times that were observed; None if there are none."""
     forecast = _forecast(cycle, product.output.variable)
     valid = (forecast.init_time + forecast.lead_time).values
-    leads = np.isin(valid, source.times)
-    if not leads.any() or cycle.reference_time not in source.times:
+    times = np.array([cycle.reference_time, *valid], "datetime64[ns]")
+    tolerance = np.timedelta64(product.input.tolerance, "ns")
+    indices = [find_nearest(source.times, time, tolerance) for time in times]
+    seen = [position for position, index in enumerate(indices) if index is not None]
+    if indices[0] is None or len(seen) == 1:
         return None
-    forecast = forecast.isel(lead_time=np.flatnonzero(leads))
-    observed = observed_fields(source, product, _frames(source, product, [cycle.reference_time, *valid[leads]]))
+    forecast = forecast.isel(lead_time=[position - 1 for position in seen[1:]])
+    frames = Cycle(product.name, times[0], tuple(times[seen]), tuple(indices[position] for position in seen))
+    observed = _in_units_of(forecast, observed_fields(source, product, frames))
     newest = observed.isel(time=0, drop=True)
     still = newest.expand_dims(lead_time=forecast.lead_time.values).assign_coords(init_time=forecast.init_time)
     try:
@@ -83,7 +88,14 @@ def _forecast(cycle: PublishedCycle, variable: str) -> xr.DataArray:
     return ds[variable].isel(init_time=0)
 
 
-def _frames(source: Source, product: Product, times: Sequence[np.datetime64]) -> Cycle:
-    """Observed frames at some times, as a cycle to read."""
-    indices = tuple(int(np.flatnonzero(source.times == time)[0]) for time in times)
-    return Cycle(product.name, times[0], tuple(times), indices)
+def _in_units_of(forecast: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """What was observed, in the units of the forecast, which are those of the thresholds.
+
+    Raises:
+        ConfigError: the units do not fit each other.
+    """
+    found, wanted = (
+        Quantity(f.attrs.get("standard_name") or None, str(f.attrs["units"])) for f in (observed, forecast)
+    )
+    change = convert_units(found, wanted)
+    return observed if change == UNCHANGED else observed * np.float32(change.factor) + np.float32(change.offset)

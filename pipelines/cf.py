@@ -28,7 +28,9 @@ _EPOCH = {
     "calendar": "standard",
     "units_metadata": "leap_seconds: none",
 }
-_ENCODING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "coordinates", "grid_mapping", "dtype")
+_ENCODING = (  # or names of variables that are not in the forecast store
+    "_FillValue", "missing_value", "scale_factor", "add_offset", "coordinates", "grid_mapping", "dtype", "bounds",
+)  # fmt: skip
 _SMALL_CODECS: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 Attribute = str | int | float

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from pipelines.cf import check_leads, check_names
 from pipelines.cycles import product_folder
 from pipelines.encoding import Encoding
 from pipelines.errors import PipelineError
-from pipelines.frames import Times, choose_frames, frame_offsets, usual_step
-from pipelines.grid import Grid
+from pipelines.frames import Cycle, Times, choose_frames, frame_offsets, usual_step
+from pipelines.grid import Grid, known_units, unbroken
 from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Needs, make_plan
 from pipelines.product import InputSpec, Last, OutputSpec, Product, format_duration
@@ -59,7 +59,8 @@ def check_product(
     if isinstance(source, Exception):
         problems.append(Problem("input.store", str(source)))
     else:
-        problems += [*_check_times(source, product), *_check_room(source.grid, product)]
+        problems += [*_check_times(source, product), *_check_unseen(source), *_check_newest(source, product)]
+        problems += _check_room(source.grid, product)
         problems += _check_tiling(source.grid, product, tile)
     if isinstance(model, Exception):
         problems.append(Problem("model.package", str(model)))
@@ -72,6 +73,7 @@ def check_fit(product: Product, source: Source, model: ModelNeeds) -> list[Probl
     """Why a product, its store and its model would give a wrong forecast, whatever frames have arrived."""
     return [
         *_check_grid(source.grid),
+        *_check_spacing(source.grid, product),
         *_refusal("output.variable", lambda: check_names(source.grid, product.output.variable)),
         *_refusal("lead_times", lambda: check_leads(product.leads)),
         *_check_model(product, model),
@@ -91,17 +93,29 @@ def _refusal(where: str, action: Callable[[], object]) -> Iterator[Problem]:
 
 
 def _check_grid(grid: Grid) -> Iterator[Problem]:
-    for name, values in ((grid.y_name, grid.y), (grid.x_name, grid.x)):
+    x = unbroken(grid.x) if grid.is_in_degrees else grid.x
+    for name, values in ((grid.y_name, grid.y), (grid.x_name, x)):
         if len(values) < 2:
             yield Problem("input.store", f"coordinate {name!r} has {len(values)} cell(s)", "at least 2")
         elif uneven := _uneven(values):
             yield Problem("input.store", f"coordinate {name!r} is not regular: {uneven}", "even steps")
 
 
+def _check_spacing(grid: Grid, product: Product) -> Iterator[Problem]:
+    """The one model that squall makes for the size of the cells knows it."""
+    if product.model.package != "builtin:advection":
+        return
+    for name, attributes in ((grid.y_name, grid.y_attrs), (grid.x_name, grid.x_attrs)):
+        if not known_units(attributes):
+            found = f"coordinate {name!r} has units {attributes['units']!r}"
+            yield Problem("input.store", found, "m, km or degrees, by which builtin:advection knows how far rain moves")
+
+
 def _uneven(values: NDArray[np.float64]) -> str:
     """Where a coordinate leaves its even steps; empty if it does not."""
     even = np.linspace(values[0], values[-1], len(values))
-    off = np.abs(values - even) > GRID_TOLERANCE * abs(values[-1] - values[0]) / (len(values) - 1)
+    rounding = np.spacing(np.float32(np.abs(values).max()))  # many stores keep coordinates in float32
+    off = np.abs(values - even) > GRID_TOLERANCE * abs(values[-1] - values[0]) / (len(values) - 1) + rounding
     if values[0] == values[-1]:
         return f"it starts and ends at {values[0]:g}"
     return f"cell {off.argmax()} is at {values[off.argmax()]:g}, not {even[off.argmax()]:g}" if off.any() else ""
@@ -111,6 +125,30 @@ def _check_times(source: Source, product: Product) -> Iterator[Problem]:
     yield from _refusal(
         "input.history", lambda: choose_frames(source.times, product.name, product.input, None, source.where)
     )
+
+
+def _check_unseen(source: Source) -> Iterator[Problem]:
+    """A store whose readers will never see its newest frames."""
+    found = []
+    yield from _refusal("input.store", lambda: found.append(source.count_unseen()))
+    if found and found[0]:
+        yield Problem(
+            "input.store",
+            f"{source.where} holds {found[0]} frame(s) that its consolidated metadata does not show",
+            "a writer that renews it after every append, such as zarr.consolidate_metadata(store)",
+        )
+
+
+def _check_newest(source: Source, product: Product) -> Iterator[Problem]:
+    """The newest frame can be read and its values make sense."""
+    index = len(source.times) - 1
+
+    def read() -> None:
+        if index >= 0 and source.is_stored(index):
+            time = source.times[index]
+            source.read_frames(Cycle(product.name, time, (time,), (index,)))
+
+    yield from _refusal("input.variable", read)
 
 
 def _check_cadence(source: Source, spec: InputSpec, model: ModelNeeds) -> Iterator[Problem]:
@@ -133,7 +171,25 @@ def _history_steps(times: Times, spec: InputSpec) -> list[timedelta]:
 
 
 def _check_quantity(encoding: Encoding, product: Product, model: ModelNeeds) -> Iterator[Problem]:
-    yield from _refusal("input.variable", lambda: make_decoder(encoding, product.input, model))
+    for problem in _refusal("input.variable", lambda: make_decoder(encoding, product.input, model)):
+        yield replace(problem, found=f"{problem.found}; {_advice(encoding, product.input, model)}")
+
+
+def _advice(encoding: Encoding, spec: InputSpec, model: ModelNeeds) -> str:
+    """The line of the product file that may make the variable fit."""
+    units = encoding.units.strip().lower()
+    if units == "dbz" and spec.convert == "zr":
+        return "write those of your radars, such as input.attributes: {zr_a: 200, zr_b: 1.6}"
+    if units == "dbz" and model.quantity.is_rain_rate:
+        return "for rain rate from reflectivity write input.convert: zr"
+    if units in ("mm", "kg m-2") and model.quantity.is_rain_rate:
+        rate = f"{{standard_name: {model.quantity.standard_name}, units: mm/(5 min)}}"
+        return f"for sums of 5 minutes, say, write input.attributes: {rate}"
+    return f"if the store is wrong or silent, write what is true, such as input.attributes: {{units: {_unit(model)}}}"
+
+
+def _unit(model: ModelNeeds) -> str:
+    return model.quantity.units or "the units"
 
 
 def _check_model(product: Product, model: ModelNeeds) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil, isfinite
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import InputError
 
+_AT_ONCE = 262_144  # cells whose codes and masks stay in the caches
 _MISSING_ATTRIBUTES = ("_FillValue", "missing_value")
 
 
@@ -25,6 +27,7 @@ class Encoding:
         fill: the code of cells that are not there: the first missing code, or NaN.
         units: of the physical values, as the store writes them; "" if it says nothing.
         no_echo_value: physical value of a cell that was measured and had no echo.
+        least: physical value below which a code that does not mean missing makes no sense; None = there is none.
         zr: (a, b) of the Z-R relation Z = a R^b.
     """
 
@@ -36,6 +39,7 @@ class Encoding:
     units: str = ""
     standard_name: str | None = None
     no_echo_value: float | None = None
+    least: float | None = None
     zr: tuple[float, float] | None = None
 
     @property
@@ -43,32 +47,55 @@ class Encoding:
         return np.dtype(self.dtype).kind == "f"
 
 
-def read_encoding(dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fill: Any, where: str) -> Encoding:
+def read_encoding(
+    dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fill: Any, where: str, means_missing: bool = True
+) -> Encoding:
     """The encoding that CF attributes describe.
 
     Args:
-        chunk_fill: the array's own fill value if it means missing (Zarr v2), else None.
+        chunk_fill: the array's own fill value, None = it has none.
+        means_missing: that value, if no attribute says otherwise (Zarr v2); in Zarr v3 it only stands for chunks that
+            were not written.
 
     Raises:
         InputError: an attribute is no number, or does not fit the type (names it and what was found).
     """
     if dtype.kind not in "iuf":
         raise InputError(f"{where} holds {dtype}; expected integers or floats")
-    if attributes.get("_Unsigned") is not None:
-        raise InputError(f"{where} has the attribute _Unsigned, which is not supported; store unsigned integers")
-    missing = _missing_codes(dtype, attributes, chunk_fill, where)
+    dtype = _as_signed(dtype, attributes.get("_Unsigned"), where)
+    missing = _missing_codes(dtype, attributes, chunk_fill if means_missing else None, where)
     read_as, fill = _read_as(dtype, missing)
-    return Encoding(
+    found = Encoding(
         dtype=read_as.name,
         fill=fill,
         missing=missing or ((fill,) if dtype.kind != "f" else ()),
-        scale_factor=_number(attributes, "scale_factor", where) or 1.0,
+        scale_factor=_scale(attributes, where),
         add_offset=_number(attributes, "add_offset", where) or 0.0,
         units=str(attributes.get("units", "")),
         standard_name=attributes.get("standard_name"),
         no_echo_value=_number(attributes, "no_echo_value", where),
         zr=_zr(attributes, where),
     )
+    if chunk_fill is not None and chunk_fill == chunk_fill and not any(n in attributes for n in _MISSING_ATTRIBUTES):
+        _check_fill(float(chunk_fill), found, where, means_missing)
+    return found
+
+
+def _check_fill(fill: float, encoding: Encoding, where: str, means_missing: bool) -> None:
+    """Refuses a fill value of which nobody can tell whether it means missing.
+
+    By 0, which zarr writes unasked, cells without rain would be missing in Zarr v2; another number that somebody chose
+    would be a measurement in Zarr v3.
+    """
+    value = fill * encoding.scale_factor + encoding.add_offset
+    is_no_echo = value == (encoding.no_echo_value or 0.0)
+    is_doubtful = is_no_echo if means_missing else fill != 0 and not is_no_echo
+    if is_doubtful:
+        raise InputError(
+            f"{where} has the fill_value {fill:g} and no _FillValue, so that a cell of {value:g} {encoding.units} "
+            f"would be {'missing' if means_missing else 'a measurement'}; expected what is true in the product file: "
+            f"input.attributes: {{_FillValue: {fill:g}}} if such a cell is missing, {{_FillValue: NaN}} if not"
+        )
 
 
 def is_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.bool_]:
@@ -77,6 +104,43 @@ def is_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.bool_]:
     for code in encoding.missing:
         missing |= raw == (raw.dtype.type(code) if encoding.is_float else int(code))  # an integer may be out of bounds
     return missing
+
+
+def check_sense(raw: NDArray[Any], encoding: Encoding, where: str) -> None:
+    """Raises InputError if values are less than their quantity can be: codes that mean missing, but are not said to.
+
+    Args:
+        raw: (y, x) codes as stored.
+        where: names them in the message.
+    """
+    if encoding.least is None or encoding.scale_factor <= 0:
+        return
+    limit = (encoding.least - encoding.add_offset) / encoding.scale_factor
+    if not encoding.is_float:
+        limit = ceil(limit)
+        if limit <= np.iinfo(encoding.dtype).min:
+            return
+    rows = max(1, _AT_ONCE // max(1, raw.shape[-1]))
+    known = [code for code in encoding.missing if code < limit]
+    for start in range(0, len(raw), rows):
+        part = raw[start : start + rows]
+        low = np.count_nonzero(part < limit)
+        if low <= sum(np.count_nonzero(part == code) for code in known):  # counts are much faster than masks
+            continue
+        senseless = part[(part < limit) & ~is_missing(part, encoding)]
+        if senseless.size:
+            raise _senseless(senseless, encoding, where)
+
+
+def _senseless(codes: NDArray[Any], encoding: Encoding, where: str) -> InputError:
+    found = np.unique(codes)
+    few = ", ".join(f"{code:g}" for code in found[:3]) + (", ..." if len(found) > 3 else "")
+    least = f"{found[0] * encoding.scale_factor + encoding.add_offset:g} {encoding.units}"
+    return InputError(
+        f"{where} has values down to {least}, which no {encoding.standard_name or 'rain rate'} can be; expected 0 or "
+        f"more. If these codes mean missing, say so in the product file: "
+        f"input.attributes: {{missing_value: [{few}]}}"
+    )
 
 
 def count_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.int64]:
@@ -98,18 +162,35 @@ def unpack(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.float64]:
 def _missing_codes(
     dtype: np.dtype[Any], attributes: Mapping[str, Any], chunk_fill: Any, where: str
 ) -> tuple[float, ...]:
-    named = {name: value for name in _MISSING_ATTRIBUTES if (value := _number(attributes, name, where)) is not None}
-    if chunk_fill is not None and "_FillValue" not in named:
-        named = {"fill_value": float(chunk_fill), **named}
-    codes = {_as_code(value, dtype, name, where): None for name, value in named.items() if value == value}
+    named = [(name, value) for name in _MISSING_ATTRIBUTES for value in _numbers(attributes, name, where)]
+    if chunk_fill is not None and "_FillValue" not in attributes:
+        named = [("fill_value", float(chunk_fill)), *named]
+    is_unsigned = attributes.get("_Unsigned") is not None
+    codes = {_as_code(value, dtype, name, where, is_unsigned): None for name, value in named if value == value}
     return tuple(codes)
 
 
-def _as_code(value: float, dtype: np.dtype[Any], name: str, where: str) -> float:
-    """The value as `dtype` holds it: -9999.9 as a float32 is another number than as a float64."""
+def _as_signed(dtype: np.dtype[Any], unsigned: Any, where: str) -> np.dtype[Any]:
+    """The type that integers mean: by netCDF's `_Unsigned`, stored int8 may be uint8."""
+    said = None if unsigned is None else str(unsigned).strip().lower()
+    if dtype.kind == "f" or said in (None, "true" if dtype.kind == "u" else "false"):
+        return dtype
+    if dtype.kind == "u" or said != "true":
+        expected = "'true', or signed integers" if dtype.kind == "u" else "'true' or 'false'"
+        raise InputError(f"{where} holds {dtype} and has _Unsigned {unsigned!r}; expected {expected}")
+    return np.dtype(f"{dtype.byteorder}u{dtype.itemsize}")
+
+
+def _as_code(value: float, dtype: np.dtype[Any], name: str, where: str, wraps: bool) -> float:
+    """The value as `dtype` holds it: -9999.9 as a float32 is another number than as a float64.
+
+    Args:
+        wraps: negative integers stand for the unsigned ones of the same bits.
+    """
     if dtype.kind == "f":
         return float(dtype.type(value))
     limits = np.iinfo(dtype)
+    value += limits.max + 1 if wraps and dtype.kind == "u" and value < 0 else 0
     if value != int(value) or not limits.min <= value <= limits.max:
         raise InputError(f"{where} has {name} {value:g}, which no {dtype} can hold")
     return int(value)
@@ -135,6 +216,13 @@ def _number(attributes: Mapping[str, Any], name: str, where: str) -> float | Non
         raise InputError(f"{where} has {name} {value!r}; expected one number") from error
 
 
+def _numbers(attributes: Mapping[str, Any], name: str, where: str) -> list[float]:
+    """One number or several: CF allows more than one `missing_value`."""
+    value = attributes.get(name)
+    values = value if isinstance(value, list | tuple) else [value]
+    return [number for each in values if (number := _number({name: each}, name, where)) is not None]
+
+
 def _parse_number(value: Any) -> float:
     """Numbers, lists of one number, "NaN", and the base64 of eight bytes that xarray writes into Zarr v3."""
     if not isinstance(value, str):
@@ -143,6 +231,13 @@ def _parse_number(value: Any) -> float:
         return float(value)
     except ValueError:
         return float(struct.unpack("<d", base64.b64decode(value, validate=True))[0])
+
+
+def _scale(attributes: Mapping[str, Any], where: str) -> float:
+    scale = _number(attributes, "scale_factor", where)
+    if scale is not None and (scale == 0 or not isfinite(scale)):
+        raise InputError(f"{where} has scale_factor {scale:g}; expected a number other than 0")
+    return 1.0 if scale is None else scale
 
 
 def _zr(attributes: Mapping[str, Any], where: str) -> tuple[float, float] | None:

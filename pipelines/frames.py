@@ -13,6 +13,9 @@ from pipelines.product import InputSpec, Last, format_duration
 
 Times = NDArray[np.datetime64]
 
+_RECENT = 100  # steps, by which the usual one is told
+_RISING = "expected rising times, as ds.sortby('time').drop_duplicates('time') of xarray gives them"
+
 
 @dataclass(frozen=True)
 class Cycle:
@@ -42,7 +45,7 @@ def choose_frames(
 
     Args:
         times: (time,) of the store, datetime64[ns], UTC.
-        reference_time: None = the newest time of the store.
+        reference_time: None = the newest time of the store, without parts of a second.
         where: the variable and its store, for messages.
 
     Raises:
@@ -51,7 +54,8 @@ def choose_frames(
             (under `use_available`: only if it is the newest).
     """
     check_times(times, where)
-    reference = times[-1] if reference_time is None else reference_time.astype("datetime64[ns]")
+    wanted = times[-1].astype("datetime64[s]") if reference_time is None else reference_time
+    reference = wanted.astype("datetime64[ns]")
     return nearest_frames(times, product, spec, reference, frame_offsets(times, spec, where), where)
 
 
@@ -87,12 +91,14 @@ def check_times(times: Times, where: str) -> None:
     steps = np.diff(times)
     if (steps == np.timedelta64(0)).any():
         twice = int((steps == np.timedelta64(0)).argmax())
-        raise InputError(f"the time {text_of(times[twice])} stands twice in {where} (positions {twice}, {twice + 1})")
+        raise InputError(
+            f"the time {text_of(times[twice])} stands twice in {where} (positions {twice}, {twice + 1}); {_RISING}"
+        )
     if (steps < np.timedelta64(0)).any():
         back = int((steps < np.timedelta64(0)).argmax())
         raise InputError(
             f"the time axis of {where} is not sorted: {text_of(times[back + 1])} follows "
-            f"{text_of(times[back])} at position {back + 1}"
+            f"{text_of(times[back])} at position {back + 1}; {_RISING}"
         )
 
 
@@ -109,10 +115,13 @@ def frame_offsets(times: Times, spec: InputSpec, where: str) -> list[np.timedelt
 
 
 def usual_step(times: Times) -> np.timedelta64 | None:
-    """The median step of a time axis, to the second; None for fewer than two times."""
+    """The median of the newest steps of a time axis, to the second; None for fewer than two times.
+
+    A radar network that once came every 15 minutes may come every 5 now.
+    """
     if len(times) < 2:
         return None
-    median = float(np.median(np.diff(times).astype("timedelta64[ns]").astype(np.int64)))
+    median = float(np.median(np.diff(times[-_RECENT - 1 :]).astype("timedelta64[ns]").astype(np.int64)))
     return np.timedelta64(max(round(median / 1e9), 1) * 10**9, "ns")
 
 

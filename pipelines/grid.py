@@ -8,6 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 KM_PER_DEGREE = 111.195  # sphere of 6371 km
+_ANGLES = frozenset(
+    {"latitude", "longitude", "lat", "lon", "grid_latitude", "grid_longitude", "rlat", "rlon"}
+)  # names of coordinates that are degrees if they do not say otherwise
+_KM = {
+    **dict.fromkeys(("km", "kilometer", "kilometre", "kilometers", "kilometres"), 1.0),
+    **dict.fromkeys(("m", "meter", "metre", "meters", "metres"), 1e-3),
+}
+_LEAST_METRES = 20.0  # no radar or model grid has finer cells; without units such steps are km
 
 
 @dataclass(frozen=True, order=True)
@@ -73,7 +81,8 @@ class Window:
 class Grid:
     """A horizontal grid: coordinates of the cell centres in file order, and its CF grid mapping.
 
-    `y` (y,) and `x` (x,) are in the units of their attributes (m, km or degrees); `y` usually descends.
+    `y` (y,) and `x` (x,) are in the units of their attributes (m, km or degrees); `y` usually descends. Longitudes may
+    jump from 360 to 0.
     """
 
     y: NDArray[np.float64]
@@ -96,12 +105,27 @@ class Grid:
 
     @property
     def spacing_km(self) -> tuple[float, float]:
-        """Distance of neighbouring cells along (y, x), km; degrees are taken at the middle latitude."""
-        dy, dx = (float(abs(c[-1] - c[0])) / (len(c) - 1) if len(c) > 1 else 1.0 for c in (self.y, self.x))
-        if not str(self.y_attrs.get("units", "")).startswith("degree"):
-            return dy * _to_km(self.y_attrs), dx * _to_km(self.x_attrs)
+        """Distance of neighbouring cells along (y, x), km; degrees are taken at the middle latitude.
+
+        Without units, coordinates that are named so are degrees, others m, or km if their steps are small.
+        """
+        dy, dx = _step(self.y), _step(unbroken(self.x) if self.is_in_degrees else self.x)
+        if not self.is_in_degrees:
+            return dy * self.km_per_unit[0], dx * self.km_per_unit[1]
         middle = np.deg2rad(float(self.y[0] + self.y[-1]) / 2)
         return dy * KM_PER_DEGREE, dx * KM_PER_DEGREE * float(np.cos(middle))
+
+    @property
+    def km_per_unit(self) -> tuple[float, float]:
+        """What coordinates (y, x) that are not degrees are multiplied by to be km."""
+        return _to_km(_step(self.y), self.y_attrs), _to_km(_step(self.x), self.x_attrs)
+
+    @property
+    def is_in_degrees(self) -> bool:
+        """True if the coordinates are latitude and longitude, or those of a rotated pole."""
+        units = str(self.y_attrs.get("units", "")).strip().lower()
+        named = {self.y_name.lower(), str(self.y_attrs.get("standard_name"))}
+        return units.startswith("deg") or (not units and bool(named & _ANGLES))
 
     def same_as(self, other: "Grid") -> bool:
         """True if both have the same cells; the coordinates may differ by a thousandth of a cell."""
@@ -111,5 +135,27 @@ class Grid:
         )
 
 
-def _to_km(attrs: Mapping[str, Any]) -> float:
-    return {"km": 1.0, "kilometer": 1.0, "kilometre": 1.0}.get(str(attrs.get("units", "m")), 1e-3)
+def unbroken(longitudes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Longitudes that go on where they jump by a whole turn.
+
+    >>> unbroken(np.array([359.0, 0.0, 1.0])).tolist()
+    [359.0, 360.0, 361.0]
+    """
+    unwrapped: NDArray[np.float64] = np.unwrap(longitudes, period=360.0)
+    return unwrapped
+
+
+def known_units(attributes: Mapping[str, Any]) -> bool:
+    """True if coordinates have units of length or of degrees, or say nothing of them."""
+    units = str(attributes.get("units", "")).strip().lower()
+    return not units or units in _KM or units.startswith("deg")
+
+
+def _step(coordinate: NDArray[np.float64]) -> float:
+    """The mean step; 1 for a single cell."""
+    return float(abs(coordinate[-1] - coordinate[0])) / (len(coordinate) - 1) if len(coordinate) > 1 else 1.0
+
+
+def _to_km(step: float, attributes: Mapping[str, Any]) -> float:
+    units = str(attributes.get("units", "")).strip().lower()
+    return _KM.get(units, 1e-3) if units or step >= _LEAST_METRES else 1.0

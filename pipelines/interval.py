@@ -84,7 +84,8 @@ def times_within(
         first = np.searchsorted(times, max(start, earliest - tolerance))
         found = times[first : np.searchsorted(times, stop, side="right")]
     else:
-        _check_step(every, usual_step(times), tolerance, where)
+        inside = times[np.searchsorted(times, start) : np.searchsorted(times, stop, side="right")]
+        _check_step(every, usual_step(inside), tolerance, where)
         found = _lattice(start, min(stop, latest + tolerance), every, earliest - tolerance)
     if not len(found):
         raise InputError(

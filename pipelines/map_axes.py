@@ -8,6 +8,8 @@ import xarray as xr
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from pipelines.grid import Grid, unbroken
+
 
 @dataclass(frozen=True)
 class MapAxes:
@@ -23,10 +25,13 @@ class MapAxes:
     @classmethod
     def of(cls, field: xr.DataArray) -> "MapAxes":
         y, x = (field[d] for d in field.dims[-2:])
-        is_degrees = str(y.attrs.get("units", "")).startswith("degree") or y.name in ("latitude", "lat")
-        scale = 1.0 if is_degrees or str(y.attrs.get("units")) == "km" else 1e-3
-        (south, north), (west, east) = (_edges(c.values * scale) for c in (y, x))
-        return cls(west, east, south, north, is_degrees, bool(y[0] >= y[-1]))
+        grid = Grid(y.values, x.values, str(y.name), str(x.name), y.attrs, x.attrs)
+        scale = (1.0, 1.0) if grid.is_in_degrees else grid.km_per_unit
+        values = unbroken(grid.x) if grid.is_in_degrees else grid.x * scale[1]
+        if grid.is_in_degrees and values.mean() > 180:
+            values = values - 360.0
+        (south, north), (west, east) = _edges(grid.y * scale[0]), _edges(values)
+        return cls(west, east, south, north, grid.is_in_degrees, bool(y[0] >= y[-1]))
 
     @property
     def shape(self) -> tuple[float, float]:

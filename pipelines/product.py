@@ -103,6 +103,16 @@ PairOrAuto = Annotated[Annotated[Pair, Tag("[list]")] | Auto, _either("[y, x] or
 Durations = Annotated[tuple[Duration, ...], Tag("[list]")]
 
 
+CfAttribute = Annotated[
+    Annotated[str, Tag("[word]")] | Annotated[float, Tag("[number]")] | Annotated[tuple[float, ...], Tag("[list]")],
+    _either("text, a number or a list of numbers"),
+]
+_CF_ATTRIBUTES = (
+    "units", "standard_name", "_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned",
+    "zr_a", "zr_b", "no_echo_value", "grid_mapping",
+)  # fmt: skip
+
+
 class Part(BaseModel):
     """A part of the product file: unknown keys are errors, numbers are finite, values never change."""
 
@@ -128,6 +138,7 @@ class InputSpec(Part):
     tolerance: NotNegative = timedelta(seconds=30)
     missing_frame: Literal["refuse", "use_available"] = "refuse"
     max_missing: float = Field(default=0.95, gt=0, le=1)
+    attributes: dict[str, CfAttribute] = {}
     wait: NotNegative = timedelta(0)
 
     @field_validator("history")
@@ -136,6 +147,14 @@ class InputSpec(Part):
         if isinstance(value, tuple) and (list(value) != sorted(set(value)) or not value or value[-1] != timedelta(0)):
             found = [format_duration(v) for v in value]
             raise ValueError(f"offsets {found} must rise and end with 0min, such as [-20min, -10min, 0min]")
+        return value
+
+    @field_validator("attributes")
+    @classmethod
+    def _that_are_read(cls, value: dict[str, CfAttribute]) -> dict[str, CfAttribute]:
+        unknown = sorted(set(value) - set(_CF_ATTRIBUTES))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} is not among those that are read: {', '.join(_CF_ATTRIBUTES)}")
         return value
 
 

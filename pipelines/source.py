@@ -5,12 +5,13 @@ A reader of an append-only store sees what its consolidated metadata shows, wher
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product as pairs
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,21 +19,24 @@ import zarr
 from numpy.typing import NDArray
 from zarr.buffer.cpu import NDBuffer
 from zarr.core.sync import sync
+from zarr.errors import ContainsArrayError
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
 
-from pipelines.encoding import Encoding, count_missing, is_missing, read_encoding, unpack
+from pipelines.encoding import Encoding, check_sense, count_missing, is_missing, read_encoding, unpack
 from pipelines.errors import CorruptInputError, InputError, NotYetError, PipelineError
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, text_of
 from pipelines.grid import Grid, Window
 from pipelines.product import InputSpec, Product
 from pipelines.threads import map_on
 from pipelines.timecode import decode_times
+from pipelines.units import Quantity, least_value
 
 __all__ = [
     "Cycle",
     "Encoding",
     "Part",
     "Source",
+    "arrived",
     "check_missing",
     "check_times",
     "count_missing",
@@ -43,26 +47,40 @@ __all__ = [
     "without_absent",
 ]
 
-Raw = NDArray[np.generic]
+_CRS_NAME = "crs"
+_CRS = (  # attributes of a store or a variable that say what a grid mapping variable should
+    "grid_mapping_name", "crs_wkt", "spatial_ref", "proj4", "proj4_params", "proj4_string", "proj4text", "epsg",
+)  # fmt: skip
 
+Raw = NDArray[np.generic]
+Axes = tuple[int, int, int]
+"""A number for each of (time, y, x)."""
+
+_LOOK_BACK = 300  # frames, a day of 5 minutes
 _OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _AXES = {
     "time": ("time", "valid_time"),
-    "y": ("y", "projection_y_coordinate", "latitude", "lat", "grid_latitude", "rlat"),
-    "x": ("x", "projection_x_coordinate", "longitude", "lon", "grid_longitude", "rlon"),
+    "y": ("y", "projection_y_coordinate", "latitude", "lat", "grid_latitude", "rlat", "northing", "south_north"),
+    "x": ("x", "projection_x_coordinate", "longitude", "lon", "grid_longitude", "rlon", "easting", "west_east"),
+}
+_AXIS_UNITS = {  # by which CF tells latitude and longitude
+    "y": ("degrees_north", "degree_north", "degrees_n", "degree_n", "degreesn", "degreen"),
+    "x": ("degrees_east", "degree_east", "degrees_e", "degree_e", "degreese", "degreee"),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One variable of a store of frames, dims (time, y, x), as it stood when it was opened.
+    """One variable of a store of frames, as it stood when it was opened; its frames are (y, x), however stored.
 
     A plain value: it pickles to a few kilobytes and the coordinates, and every process opens the store for itself.
 
     Attributes:
         times: (time,) datetime64[ns], UTC, as stored (not yet checked).
+        axes: where time, y and x stand among the dims of the array; any other dim has one cell.
         chunks: (time, y, x) cells of the smallest piece that can be read alone.
         metadata: of the Zarr array.
+        given: attributes that count instead of those of the store.
     """
 
     store: str
@@ -70,8 +88,10 @@ class Source:
     grid: Grid
     times: Times
     encoding: Encoding
-    chunks: tuple[int, int, int]
+    axes: Axes
+    chunks: Axes
     metadata: Any
+    given: Mapping[str, Any]
 
     @property
     def where(self) -> str:
@@ -108,7 +128,7 @@ class Source:
         Raises:
             InputError: as `open_source`.
         """
-        return _load(self.store, self.variable, self)
+        return _load(self.store, self.variable, self.given, self)
 
     def read(self, cycle: Cycle, window: Window) -> Raw:
         """Codes of the cycle's frames in a window, (frame, y, x), in the encoding's dtype.
@@ -120,6 +140,7 @@ class Source:
             CorruptInputError: stored bytes are damaged or cannot be read (names frame and window), or the store
                 has vanished. A changed byte is noticed by a checksum (crc32c, zstd or blosc with one) or when
                 the codec stumbles over it; without a checksum it may decode to wrong values unnoticed.
+            InputError: values that make no sense, such as a rain rate of -999 (see `check_sense`).
         """
         shape = len(cycle.frame_indices), *window.shape
         raw = np.full(shape, self.encoding.fill, self.encoding.dtype)
@@ -141,6 +162,14 @@ class Source:
         with _reading(f"{self.where}, which was there a moment ago,", CorruptInputError):
             zarr.open_array(_connect(self.store), path=self.variable, mode="r", zarr_format=self.metadata.zarr_format)
 
+    def count_unseen(self) -> int:
+        """Frames of which the array knows, but consolidated metadata that was not renewed after an append does not."""
+        with _reading(self.where):
+            array = zarr.open_array(
+                _connect(self.store), path=self.variable, mode="r", zarr_format=self.metadata.zarr_format
+            )
+        return max(0, int(array.shape[self.axes[0]]) - int(self.metadata.shape[self.axes[0]]))
+
     def is_stored(self, index: int) -> bool:
         """True if anything of a frame is stored; a frame never written would read as all fill value."""
         keys = [f"{self.variable}/{key}" for key in self._chunk_keys(index)]
@@ -149,15 +178,23 @@ class Source:
 
     def _read_frame(self, cycle: Cycle, position: int, window: Window, target: Raw) -> None:
         frame = f"frame {text_of(cycle.frame_times[position])} of {self.where}, window {window},"
+        selection: list[Any] = [0] * len(self.metadata.shape)
+        for axis, part in zip(self.axes, (cycle.frame_indices[position], *window.slices), strict=True):
+            selection[axis] = part
+        stored = target if self.axes[1] < self.axes[2] else np.empty(target.T.shape, target.dtype)
         with _reading(frame, CorruptInputError):
-            selection = cycle.frame_indices[position], *window.slices
-            self._array().get_basic_selection(selection, out=NDBuffer.from_numpy_array(target))
+            self._array().get_basic_selection(tuple(selection), out=NDBuffer.from_numpy_array(stored))
+        if stored is not target:
+            target[...] = stored.T
+        check_sense(target, self.encoding, frame)
 
     def _chunk_keys(self, index: int) -> Iterator[str]:
         array = self._array()
-        time, *sizes = array.shards or array.chunks
-        counts = (range(ceil(n / size)) for n, size in zip(self.grid.shape, sizes, strict=True))
-        return (self.metadata.encode_chunk_key((index // time, row, column)) for row, column in pairs(*counts))
+        sizes = array.shards or array.chunks
+        along = [range(ceil(n / size)) for n, size in zip(self.metadata.shape, sizes, strict=True)]
+        time = index // sizes[self.axes[0]]
+        along[self.axes[0]] = range(time, time + 1)
+        return map(self.metadata.encode_chunk_key, pairs(*along))
 
     def _array(self) -> Any:
         return zarr.Array(zarr.AsyncArray(self.metadata, StorePath(_connect(self.store), self.variable)))
@@ -173,7 +210,7 @@ def open_source(spec: InputSpec) -> Source:
         InputError: no such store or variable (lists those there are), wrong dims, an attribute that is no number.
         CorruptInputError: the store is there but cannot be read.
     """
-    return _load(spec.store, spec.variable)
+    return _load(spec.store, spec.variable, spec.attributes)
 
 
 def find_inputs(source: Source, product: Product, reference_time: np.datetime64 | None = None) -> Cycle:
@@ -190,6 +227,25 @@ def find_inputs(source: Source, product: Product, reference_time: np.datetime64 
     cycle = choose_frames(source.times, product.name, product.input, reference_time, source.where)
     stored = [index is not None and source.is_stored(index) for index in cycle.frame_indices]
     return without_absent(cycle, stored, product.input.missing_frame, source.where)
+
+
+def arrived(source: Source, limit: np.datetime64) -> Source:
+    """The source up to its newest frame, if its time axis is laid out ahead: to times after `limit`, of empty frames.
+
+    Raises:
+        NotYetError: none of the last times before the limit has a frame.
+    """
+    times = source.times
+    if not len(times) or not times[-1] > limit or source.is_stored(len(times) - 1):
+        return source
+    past = int(np.searchsorted(times, limit, "right"))
+    count = next((n for n in range(past, max(0, past - _LOOK_BACK), -1) if source.is_stored(n - 1)), 0)
+    if not count:
+        raise NotYetError(
+            f"the time axis of {source.where} goes on to {text_of(times[-1])}, but nothing is stored of the last "
+            f"{min(past, _LOOK_BACK)} frames before {text_of(limit)}"
+        )
+    return replace(source, times=times[:count])
 
 
 def without_absent(cycle: Cycle, stored: Sequence[bool], missing_frame: str, where: str) -> Cycle:
@@ -270,69 +326,116 @@ async def _any_exists(store: Any, keys: list[str]) -> bool:
     return False
 
 
-def _load(store: str, variable: str, known: Source | None = None) -> Source:
+def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | None = None) -> Source:
     """The source; grid and times are taken from what is known where the store still has them."""
     with _reading(f"Zarr store {store}"):
-        group = zarr.open_group(_connect(store), mode="r")
+        group = _open_group(store)
         array = _find(group, variable, store)
+        attributes = dict(array.attrs) | dict(given)
     where = f"{variable!r} in {store}"
-    names = _dims(array, group, where)
+    dims = _dims(array, group, where)
+    names, axes = tuple(dims), _three(dims.values())
     with _reading(f"the coordinates of {where}"):
-        if known is not None and array.shape[1:] == known.grid.shape:
+        if known is not None and tuple(array.shape[axis] for axis in axes[1:]) == known.grid.shape:
             grid = known.grid
         else:
-            grid = _read_grid(group, array, names, where)
+            grid = _read_grid(group, attributes, names, where)
         times = _read_times(group[names[0]], where, known.times if known else None)
-    chunk_fill = array.fill_value if array.metadata.zarr_format == 2 else None
-    encoding = read_encoding(array.dtype, dict(array.attrs), chunk_fill, where)
-    whole = times[: array.shape[0]]  # an append in progress lengthens one of them before the other
-    return Source(store, variable, grid, whole, encoding, array.chunks, array.metadata)
+    is_v2 = array.metadata.zarr_format == 2
+    encoding = read_encoding(array.dtype, attributes, array.fill_value, where, means_missing=is_v2)
+    encoding = replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
+    whole = _arrived(times[: array.shape[axes[0]]])  # an append in progress lengthens one of them before the other
+    chunks = _three(array.chunks[axis] for axis in axes)
+    return Source(store, variable, grid, whole, encoding, axes, chunks, array.metadata, given)
+
+
+def _open_group(store: str) -> Any:
+    try:
+        return zarr.open_group(_connect(store), mode="r")
+    except (FileNotFoundError, ContainsArrayError) as error:
+        raise InputError(f"Zarr store {store} is not there{_instead(store)}") from error
+
+
+def _instead(store: str) -> str:
+    """What is at a local path instead of a Zarr store, as the end of a sentence."""
+    path = Path(store.removeprefix("file://"))
+    if "://" in str(path) or not path.exists():
+        return ""
+    if path.is_file():
+        return "; it is a file, expected the folder of a Zarr store"
+    if (path / ".zarray").exists() or (path / "zarr.json").exists():
+        return "; it is an array, expected the group that holds it and its coordinates"
+    return "; the folder holds no Zarr group (zarr.json or .zgroup)"
 
 
 def _find(group: Any, variable: str, store: str) -> Any:
     found = group.get(variable)
-    if isinstance(found, zarr.Array):
+    if isinstance(found, zarr.Array) and "/" not in variable:
         return found
     try:
         there = ", ".join(sorted(group.array_keys())) or "no array"
+        groups = ", ".join(sorted(group.group_keys()))
     except Exception:  # a plain web server cannot list
-        there = "arrays that this store cannot list"
-    raise InputError(f"Zarr store {store} has no variable {variable!r}; it has {there}")
+        there, groups = "arrays that this store cannot list", ""
+    below = f", and the groups {groups}; a group is part of input.store, such as {store}/GROUP" if groups else ""
+    raise InputError(f"Zarr store {store} has no variable {variable!r}; it has {there}{below}")
 
 
-def _dims(array: Any, group: Any, where: str) -> tuple[str, str, str]:
-    """Names of the (time, y, x) dims, each with a coordinate."""
+def _dims(array: Any, group: Any, where: str) -> dict[str, int]:
+    """Names of the dims time, y and x, in this order, each with its place in the array; others have one cell."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     if not names or None in names:
-        raise InputError(f"{where} does not name its dims; expected (time, y, x)")
-    expected = "expected (time, y, x) or (time, latitude, longitude), in this order"
-    if len(names) != 3:
-        raise InputError(f"{where} has dims ({', '.join(names)}); {expected}")
-    for name, length in zip(names, array.shape, strict=True):
-        axis = group.get(name)
-        if not isinstance(axis, zarr.Array) or axis.ndim != 1:
-            raise InputError(f"dim {name!r} of {where} has no one-dimensional coordinate variable")
-        if axis.shape != (length,) and name != names[0]:
-            raise InputError(f"dim {name!r} of {where} has {length} cells but {axis.shape[0]} coordinates")
-    kinds = [_kind(name, group[name].attrs) for name in names]
-    if kinds != ["time", "y", "x"]:
-        raise InputError(f"{where} has dims ({', '.join(names)}); {expected}")
-    time, y, x = names
+        raise InputError(f"{where} does not name its dims; expected time, y and x")
+    sizes = dict(zip(names, array.shape, strict=True))
+    kinds = {name: _kind_of_dim(name, group, where) for name, size in sizes.items()}
+    found = [[name for name, kind in kinds.items() if kind == wanted] for wanted in _AXES]
+    over = [name for name, size in sizes.items() if size != 1 and kinds[name] is None]
+    if over or [len(dims) for dims in found] != [1, 1, 1]:
+        shape = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InputError(
+            f"{where} has dims ({shape}); expected one dim each of time, y (or latitude) and x (or longitude), known "
+            "by the standard_name, axis, units or name of its coordinate, and any other of one cell"
+        )
+    for (name,) in found[1:]:
+        if group[name].shape != (sizes[name],):
+            raise InputError(f"dim {name!r} of {where} has {sizes[name]} cells but {group[name].shape[0]} coordinates")
+    return {name: list(names).index(name) for (name,) in found}
+
+
+def _three(numbers: Iterable[int]) -> Axes:
+    time, y, x = numbers
     return time, y, x
 
 
+def _kind_of_dim(name: str, group: Any, where: str) -> str | None:
+    """As `_kind`; None for a dim without a coordinate, if its name does not say what it should be."""
+    axis = group.get(name)
+    if isinstance(axis, zarr.Array) and axis.ndim == 1:
+        return _kind(name, axis.attrs)
+    kind = _kind(name, {})
+    if kind is None:
+        return None
+    expected = "the times of the frames" if kind == "time" else "the places of its cells in m, km or degrees"
+    raise InputError(
+        f"dim {name!r} of {where} has no one-dimensional coordinate variable; expected an array {name!r} of {expected}"
+    )
+
+
 def _kind(name: str, attributes: Mapping[str, Any]) -> str | None:
-    """Which axis a coordinate is: time, y or x; by standard name, then axis, then its own name."""
+    """Which axis a coordinate is: time, y or x; by axis, then standard name, its own name, units."""
     by_axis = {"T": "time", "Y": "y", "X": "x"}.get(str(attributes.get("axis")))
     named = [str(attributes.get("standard_name")), name.lower()]
+    units = str(attributes.get("units")).lower()
     found = [kind for text in named for kind, names in _AXES.items() if text in names]
-    return by_axis or (found[0] if found else None)
+    found += [kind for kind, known in _AXIS_UNITS.items() if units in known]
+    return by_axis or (found[0] if found else "time" if " since " in units else None)
 
 
-def _read_grid(group: Any, array: Any, names: tuple[str, str, str], where: str) -> Grid:
+def _read_grid(group: Any, attributes: Mapping[str, Any], names: Sequence[str], where: str) -> Grid:
     _, y_name, x_name = names
     y, x = (_read_axis(group[name], f"coordinate {name!r} of {where}") for name in (y_name, x_name))
-    crs = _grid_mapping(group, array)
+    crs = _grid_mapping(group, attributes)
+    said = {name: value for name, value in {**group.attrs, **attributes}.items() if name in _CRS}
     return Grid(
         y,
         x,
@@ -340,8 +443,8 @@ def _read_grid(group: Any, array: Any, names: tuple[str, str, str], where: str) 
         x_name,
         _attributes(group[y_name]),
         _attributes(group[x_name]),
-        crs,
-        _attributes(group[crs]) if crs else {},
+        crs or (_CRS_NAME if said else None),
+        _attributes(group[crs]) if crs else said,
     )
 
 
@@ -357,18 +460,31 @@ def _read_axis(axis: Any, where: str) -> NDArray[np.float64]:
     return values
 
 
-def _grid_mapping(group: Any, array: Any) -> str | None:
+def _grid_mapping(group: Any, attributes: Mapping[str, Any]) -> str | None:
     """Name of the variable that holds the CRS; CF also allows `crs: x y`."""
-    named = str(array.attrs.get("grid_mapping", "")).partition(":")[0].strip()
+    named = str(attributes.get("grid_mapping", "")).partition(":")[0].strip()
     return next((name for name in (named, "spatial_ref", "crs") if name and name in group), None)
+
+
+def _arrived(times: Times) -> Times:
+    """Times without those at the end that are not there yet, as in a store that was laid out in advance."""
+    there = np.flatnonzero(~np.isnat(times))
+    return times[: there[-1] + 1 if len(there) else 0]
 
 
 def _read_times(axis: Any, where: str, known: Times | None) -> Times:
     """Times of the axis; where the known ones still stand, only those after them are read."""
     start = len(known) - 1 if known is not None and 0 < len(known) <= axis.shape[0] else 0
-    times = decode_times(axis[start:], axis.attrs, where)
+    times = decode_times(_written(axis[start:], axis.fill_value), axis.attrs, where)
     if start and known is not None:
         if times[0] != known[-1]:
-            return decode_times(axis[:], axis.attrs, where)
+            return decode_times(_written(axis[:], axis.fill_value), axis.attrs, where)
         return np.concatenate([known[:start], times])
     return times
+
+
+def _written(codes: Raw, fill: Any) -> Raw:
+    """Codes of rising times without those at the end that nobody has written: an append first lengthens the axis."""
+    there = np.flatnonzero(codes != fill)
+    end = int(there[-1]) + 1 if len(there) else len(codes)
+    return codes[:end] if end < len(codes) and codes[end - 1] > fill else codes

@@ -46,6 +46,25 @@ class Linear:
 
 UNCHANGED = Linear()
 
+_RAIN_RATE = Quantity("lwe_precipitation_rate", "mm h-1")
+_NEGLIGIBLE = 0.01  # mm h-1; rain rates of models may be a little below zero by rounding
+_LONGEST = 80  # characters of units
+_POWERS = re.compile(r"\d\s*\*\*|\*\*\s*[-+(]*\d{2}|\*\*\s*[^-\d]")  # of numbers, or high ones
+_DEPTH = re.compile(r"\s*(mm|millimet)")
+
+
+def least_value(quantity: Quantity) -> float | None:
+    """The value, in the quantity's units, below which it cannot be what it says: a rain rate is not negative.
+
+    None for other quantities. Without a standard_name, depth in mm by time is a rain rate.
+    """
+    if not quantity.is_rain_rate and (quantity.standard_name is not None or not _DEPTH.match(quantity.units)):
+        return None
+    try:
+        return -_NEGLIGIBLE / convert_units(quantity, _RAIN_RATE).factor
+    except ConfigError:
+        return None
+
 
 def convert_units(found: Quantity, wanted: Quantity) -> Linear:
     """How values of one quantity become another's units.
@@ -74,15 +93,18 @@ def _words(units: str) -> str:
     >>> _words("kg m-2 s-1")
     'kg*m**-2*s**-1'
     """
-    text = re.sub(r"([A-Za-z])\s*(?:\^|\*\*)?\s*(-?\d+)", r"\1**\2", units.strip())
-    return re.sub(r"\s*([*/])\s*", r"\1", re.sub(r"(?<=[\w)])\s+(?=[A-Za-z(])", "*", text)).replace(".", "*")
+    text = re.sub(r"\s+per\s+", "/", units.strip())
+    text = re.sub(r"/\s*(\d+)\s*([A-Za-z]+)", r"/(\1*\2)", text)  # mm/5min
+    text = re.sub(r"([A-Za-z)])\s*(?:\^|\*\*)?\s*(-?\d+)", r"\1**\2", text)
+    text = re.sub(r"(?<=[\w)])(?:\s+|\.)(?=[A-Za-z(])", "*", text)
+    return re.sub(r"\s*([*/])\s*", r"\1", text)
 
 
 @lru_cache(maxsize=64)
 def _linear(found: str, wanted: str, as_water: bool) -> Linear | None:
     registry = _registry()
     try:
-        start, end = (registry.Quantity(number, _words(found)) for number in (0.0, 1.0))
+        start, end = (_quantity(registry, number, found) for number in (0.0, 1.0))
         target = registry.Unit(_words(wanted))
         if as_water and start.dimensionality != target.dimensionality:
             density = registry.Quantity(WATER_KG_PER_M3, "kg/m**3")
@@ -92,6 +114,17 @@ def _linear(found: str, wanted: str, as_water: bool) -> Linear | None:
     except Exception:  # pint raises its own, the tokenizer's and attribute errors for units it does not know
         return None
     return Linear(_tidy(last - offset), _tidy(offset))
+
+
+def _quantity(registry: Any, number: float, units: str) -> Any:
+    """A number of units, which may hold a factor: `mm/(5 min)`, `0.1 mm/h`."""
+    words = _words(units)
+    if len(words) > _LONGEST or _POWERS.search(words):
+        raise ValueError(words)  # pint would compute 9**9**9
+    try:
+        return registry.Quantity(number, words)
+    except ValueError:
+        return number * registry.parse_expression(words)
 
 
 def _tidy(number: float) -> float:

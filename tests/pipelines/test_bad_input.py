@@ -50,12 +50,12 @@ EVERY_CELL = 30 * 41
 TIMES = {
     "not sorted": (
         {"axes": seconds(0, 300, 900, 600, 1200, 1500)}, {},
-        r"not sorted: 2024-06-01T12:10Z follows 2024-06-01T12:15Z at position 3",
+        r"not sorted: 2024-06-01T12:10Z follows 2024-06-01T12:15Z at position 3; expected rising times, as ds.sortby",
     ),
     "descending": ({"axes": seconds(1500, 1200, 900, 600, 300, 0)}, {}, "not sorted: .* at position 1"),
     "duplicated": (
         {"axes": seconds(0, 300, 600, 600, 900, 1200)}, {},
-        r"the time 2024-06-01T12:10Z stands twice .*positions 2, 3",
+        r"the time 2024-06-01T12:10Z stands twice .*positions 2, 3\); expected rising times",
     ),
     "a time is missing": ({"axes": seconds(0, 300, -1, 900, 1200, 1500, _FillValue=-1)}, {}, "time 2 .* is missing"),
     "wrong step": (
@@ -94,6 +94,7 @@ def test_a_time_axis_that_does_not_fit_is_refused(frames, tmp_path, options, cha
 ARRIVALS = {
     "the frame has not arrived": ({}, "12:30", r"frame 2024-06-01T12:30Z \(0s\) .* the newest is 2024-06-01T12:25Z"),
     "no frame has arrived": ({"axes": seconds()}, None, "the time axis of .* is empty"),
+    "all frames are to come": ({"axes": seconds(*[-1] * 6, _FillValue=-1)}, None, "the time axis of .* is empty"),
     "the time is there and the data is not": ({"absent": "rain/c/5/0/0"}, None, "nothing of it is stored"),
 }
 
@@ -106,6 +107,13 @@ def test_a_frame_that_may_still_come_is_not_yet_there(frames, tmp_path, options,
         (tmp_path / "radar.zarr" / absent).unlink()
     with pytest.raises(NotYetError, match=message):
         read_cycle(product, np.datetime64(f"2024-06-01T{clock}") if clock else None)
+
+
+def test_the_latest_cycle_is_of_a_whole_second(frames, tmp_path):
+    axes = seconds(*(300_000 * n + 400 for n in range(6)), units="milliseconds since 2024-06-01T12:00")
+    cycle = read_cycle(frames.product(frames.write(tmp_path / "radar.zarr", axes=axes)))
+    assert cycle.reference_time == np.datetime64("2024-06-01T12:25:00", "ns")
+    assert cycle.frame_times[-1] == np.datetime64("2024-06-01T12:25:00.400", "ns")
 
 
 def test_a_cycle_before_the_archive_is_refused(frames, tmp_path):
@@ -151,12 +159,13 @@ def test_frames_with_too_much_missing_are_refused(frames, tmp_path, cells, frame
 
 
 STORES = {
-    "dims in the wrong order": (
-        {"dims": ("x", "y", "time"), "chunks": (6, 30, 41)},
-        r"dims \(x, y, time\); expected \(time, y, x\) or \(time, latitude, longitude\), in this order",
-    ),
     "dims of other names": (
-        {"dims": ("time", "row", "column"), "axes": {"row": (np.arange(30.0), {})}}, "time, row, column"
+        {"dims": ("time", "row", "column"), "axes": {"row": (np.arange(30.0), {}), "column": (np.arange(41.0), {})}},
+        r"dims \(time 6, row 30, column 41\); expected one dim each of time, y \(or latitude\) and x .* by the "
+        "standard_name, axis, units or name of its coordinate",
+    ),
+    "two dims of one kind": (
+        {"dims": ("time", "y", "lat"), "axes": {"lat": (np.arange(41.0), {})}}, r"dims \(time 6, y 30, lat 41\)"
     ),
     "a coordinate is not there": ({"axes": {"x": None}}, "dim 'x' of 'rain' .* no one-dimensional coordinate"),
     "a coordinate of another length": (
@@ -171,10 +180,7 @@ STORES = {
 
 @pytest.mark.parametrize(("options", "message"), STORES.values(), ids=STORES)
 def test_a_store_of_another_shape_is_refused(frames, tmp_path, options, message):
-    codes = frames.codes()
-    if "x" in options.get("dims", ())[:1]:
-        codes = np.moveaxis(codes, 0, 2)
-    path = frames.write(tmp_path / "radar.zarr", codes, **options)
+    path = frames.write(tmp_path / "radar.zarr", **options)
     with pytest.raises(InputError, match=message):
         open_source(frames.product(path).input)
 
@@ -190,16 +196,16 @@ def test_a_store_that_does_not_name_its_dims_is_refused(frames, tmp_path):
     path = frames.write(tmp_path / "radar.zarr")
     file = tmp_path / "radar.zarr" / "zarr.json"
     file.write_text(json.dumps(_without_dims(json.loads(file.read_text()))))
-    with pytest.raises(InputError, match=r"does not name its dims; expected \(time, y, x\)"):
+    with pytest.raises(InputError, match="does not name its dims; expected time, y and x"):
         open_source(frames.product(path).input)
 
 
-def test_a_variable_with_four_dims_is_refused(frames, tmp_path):
-    codes = frames.codes()[:, None]
+def test_a_dim_of_several_cells_beside_time_y_and_x_is_refused(frames, tmp_path):
+    codes = np.repeat(frames.codes()[:, None], 3, axis=1)
     path = frames.write(
-        tmp_path / "radar.zarr", codes, dims=("time", "height", "y", "x"), axes={"height": (np.zeros(1), {})}
+        tmp_path / "radar.zarr", codes, dims=("time", "member", "y", "x"), axes={"member": (np.arange(3), {})}
     )
-    with pytest.raises(InputError, match=r"dims \(time, height, y, x\); expected \(time, y, x\)"):
+    with pytest.raises(InputError, match=r"dims \(time 6, member 3, y 30, x 41\); .* any other of one cell"):
         open_source(frames.product(path).input)
 
 
@@ -207,6 +213,19 @@ def test_a_variable_that_is_not_there_is_refused_with_those_that_are(frames, tmp
     path = frames.write(tmp_path / "radar.zarr")
     with pytest.raises(InputError, match=r"no variable 'snow'; it has crs, rain, time, x, y"):
         open_source(frames.product(path, variable="snow").input)
+
+
+@pytest.mark.parametrize("variable", ["rain", "radar/rain"])
+@pytest.mark.parametrize("consolidated", [True, False])
+def test_a_variable_of_a_group_is_refused_with_the_groups_there_are(frames, tmp_path, variable, consolidated):
+    whole = tmp_path / "radar.zarr"
+    zarr.open_group(whole, mode="w", zarr_format=2)
+    frames.write(whole / "radar", zarr_format=2, consolidated=False)
+    if consolidated:
+        zarr.consolidate_metadata(str(whole))
+    with pytest.raises(InputError, match=r"no array, and the groups radar; a group is part of input\.store"):
+        open_source(frames.product(str(whole), variable=variable).input)
+    assert open_source(frames.product(str(whole / "radar")).input).grid.shape == frames.shape
 
 
 def _garbage(path: Path) -> None:
@@ -220,11 +239,13 @@ def _array(path: Path) -> None:
 
 UNREADABLE = {
     "no such path": (lambda path: None, InputError, "is not there"),
-    "a folder that is no store": (lambda path: path.mkdir(), InputError, "is not there"),
-    "a file": (lambda path: path.write_text("rain"), InputError, "Zarr store"),
+    "a folder that is no store": (
+        lambda path: path.mkdir(), InputError, r"is not there; the folder holds no Zarr group \(zarr.json or .zgroup\)"
+    ),
+    "a file": (lambda path: path.write_text("rain"), InputError, "it is a file, expected the folder of a Zarr store"),
     "metadata cut short": (_garbage, CorruptInputError, "cannot be read: JSONDecodeError"),
-    "an array, not a group": (_array, InputError, "Zarr store"),
-}
+    "an array, not a group": (_array, InputError, "it is an array, expected the group that holds it"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "error", "message"), UNREADABLE.values(), ids=UNREADABLE)

@@ -98,6 +98,12 @@ def test_numpy_attributes_of_a_source_become_json(shelf):
     assert document["attributes"] == {"standard_parallel": [50.0, 60.0], "n": 2}
 
 
+def test_coordinates_name_no_variable_that_is_not_there(shelf):
+    grid = replace(shelf.grid, y_attrs={"units": "m", "bounds": "y_bnds"})
+    document = json.loads(files(shelf, grid=grid)["y/zarr.json"])
+    assert document["attributes"] == {"axis": "Y", "units": "m"}
+
+
 def test_a_grid_without_a_mapping_names_none(shelf):
     found = files(shelf, grid=replace(shelf.grid, crs_name=None))
     assert "grid_mapping" not in json.loads(found["rain_rate/zarr.json"])["attributes"]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zarr
 
 import pipelines.check as check
 from pipelines.check import check_product, largest_cycle_bytes, packed_range
@@ -60,6 +61,10 @@ MISFITS = {
         {"store": {"axes": {"x": (np.ones(41), {"units": "m"})}}},
         "input.store: coordinate 'x' is not regular: it starts and ends at 1; expected even steps",
     ),
+    "units that are no length": (
+        {"store": {"axes": {"x": (np.arange(41.0), {"units": "rad"})}}, "model": {"package": "builtin:advection"}},
+        "input.store: coordinate 'x' has units 'rad'; expected m, km or degrees, by which builtin:advection knows",
+    ),
     "too few frames": (
         {"history": ["-5min", "0min"]},
         "input.history: 2 frame(s); expected 3 for the model advection 1.0",
@@ -73,12 +78,28 @@ MISFITS = {
         "input.history: frames 2min apart; expected 5min for the model advection 1.0",
     ),
     "other units": (
-        {"store": {"attributes": {"standard_name": "rainfall_rate", "units": "mm"}}},
+        {"store": {"fill_value": 0, "attributes": {"standard_name": "rainfall_rate", "units": "mm"}}},
         "found rainfall_rate in mm; expected lwe_precipitation_rate in mm h-1, or units that convert to them",
     ),
     "another quantity": (
-        {"store": {"attributes": {"standard_name": "eastward_wind", "units": "m s-1"}}},
+        {"store": {"fill_value": 0, "attributes": {"standard_name": "eastward_wind", "units": "m s-1"}}},
         "does not fit the model advection 1.0: found eastward_wind in m s-1; expected lwe_precipitation_rate in mm h-1",
+    ),
+    "sums": (
+        {"store": {"fill_value": 0, "attributes": {"units": "mm"}}},
+        "for sums of 5 minutes, say, write input.attributes: {standard_name: lwe_precipitation_rate, units: mm/(5 min",
+    ),
+    "reflectivity": (
+        {"store": {"fill_value": 0, "attributes": {"units": "dBZ"}}}, "from reflectivity write input.convert: zr"
+    ),
+    "reflectivity without a Z-R relation": (
+        {"store": {"fill_value": 0, "attributes": {"units": "dBZ"}}, "convert": "zr"},
+        "write those of your radars, such as input.attributes: {zr_a: 200, zr_b: 1.6}",
+    ),
+    "no units": (
+        {"store": {"fill_value": 0, "attributes": {}}},
+        "found no standard_name in no units; expected lwe_precipitation_rate in mm h-1, or units that convert to them; "
+        "if the store is wrong or silent, write what is true, such as input.attributes: {units: mm h-1}",
     ),
     "no reflectivity to convert": ({"convert": "zr"}, "zr expects equivalent_reflectivity_factor in dBZ"),
     "a lead time that the model does not make": (
@@ -96,6 +117,40 @@ MISFITS = {
     ),
     "too little memory": ({"tiling": {"memory": 100}}, "tiling: no tile fits"),
 }  # fmt: skip
+
+
+def test_a_newest_frame_that_makes_no_sense_is_named(frames, problems):
+    codes = frames.codes()
+    codes[-1, 0, 0] = -3
+    (found,) = problems(store={"codes": codes})
+    assert "input.variable: frame 2024-06-01T12:25Z of 'rain' in " in found
+    assert "has values down to -0.3 mm h-1" in found
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_frames_that_consolidated_metadata_does_not_show_are_named(frames, tmp_path, zarr_format):
+    path = frames.write(tmp_path / "radar.zarr", zarr_format=zarr_format)
+    product = frames.product(path, str(tmp_path / "forecasts"))
+    assert check_product(product, open_source(product.input), MODEL, TILE) == []
+    rain = zarr.open_group(path, mode="r+", use_consolidated=False)["rain"]
+    rain.append(frames.codes(2))
+    (found,) = map(str, check_product(product, open_source(product.input), MODEL, TILE))
+    assert "holds 2 frame(s) that its consolidated metadata does not show; expected a writer that renews it" in found
+
+
+def test_a_grid_across_the_meridian_is_regular(problems):
+    degrees = {"y": (np.arange(30.0) / 10 + 40, {"units": "degrees_north"})}
+    across = (359 + np.arange(41) / 10) % 360
+    assert problems(store={"axes": degrees | {"x": (across, {"units": "degrees_east"})}}) == []
+
+
+def test_coordinates_in_float32_are_regular(problems):
+    fine = (230 + np.arange(41) / 1000).astype(np.float32)
+    assert problems(store={"axes": {"x": (fine, {"units": "degrees_east"})}}) == []
+
+
+def test_units_that_are_no_length_matter_only_to_a_model_made_for_the_cells(problems):
+    assert problems(store={"axes": {"x": (np.arange(41.0), {"units": "rad"})}}) == []
 
 
 @pytest.mark.parametrize(("changes", "message"), MISFITS.values(), ids=MISFITS)

@@ -56,12 +56,30 @@ def test_a_window_prints_as_one_would_say_it():
         ("km", [3.0, 1.0], [0.0, 1.0], (2.0, 1.0)),
         ("degrees_north", [61.0, 60.0, 59.0], [0.0, 1.0], (111.195, 111.195 / 2)),
         ("m", [0.0], [0.0], (0.001, 0.001)),
+        ("kilometers", [3.0, 1.0], [0.0, 1.0], (2.0, 1.0)),
+        ("metres", [3.0, 1.0], [0.0, 1.0], (0.002, 0.001)),
+        ("Degrees", [61.0, 60.0, 59.0], [359.0, 0.0], (111.195, 111.195 / 2)),
     ],
 )
 def test_spacing_is_in_km_whatever_the_units(units, y, x, spacing):
     attrs = {"units": units}
     grid = Grid(np.array(y), np.array(x), "y", "x", attrs, attrs)
     assert grid.spacing_km == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "spacing"),
+    [
+        ("lat", {}, (111.195, 111.195 / 2)),
+        ("row", {"standard_name": "latitude"}, (111.195, 111.195 / 2)),
+        ("y", {}, (1.0, 1.0)),
+    ],
+)
+def test_without_units_the_name_tells_degrees_and_the_step_km(name, attributes, spacing):
+    grid = Grid(np.array([61.0, 60.0, 59.0]), np.array([0.0, 1.0]), name, "x", attributes, {})
+    assert grid.spacing_km == pytest.approx(spacing)
+    metres = Grid(np.array([0.0, 250.0]), np.array([0.0, 500.0]), "y", "x")
+    assert metres.spacing_km == pytest.approx((0.25, 0.5))
 
 
 def test_grids_are_the_same_to_a_thousandth_of_a_cell():

@@ -103,3 +103,12 @@ def test_a_step_of_part_of_a_second_is_refused():
 
 def test_a_step_that_drifts_within_the_tolerance_is_allowed():
     assert len(within(at(20), at(50), every=7, tolerance="2min")) == 5
+
+
+def test_the_step_of_the_interval_counts_and_not_that_of_the_newest_frames():
+    once = np.datetime64("2004-06-01", "ns") + np.arange(200) * np.timedelta64(15, "m")
+    now = np.datetime64("2024-06-01", "ns") + np.arange(300) * np.timedelta64(2, "m")
+    frames = np.concatenate([once, now])
+    assert len(within(once[100], once[108], every=15, frames=frames)) == 9
+    with pytest.raises(ConfigError, match="come every 900 s"):
+        within(once[100], once[108], every=2, frames=frames)

@@ -173,6 +173,19 @@ def test_degrees_are_told_with_their_hemisphere(past, forecast):
     assert any(label.endswith("°E") for label in labels)
 
 
+@pytest.mark.parametrize(
+    ("first", "west", "east"), [(359.5, -0.505, -0.105), (230.0, -130.005, -129.605), (24.0, 23.995, 24.395)]
+)
+def test_longitudes_up_to_360_are_drawn_where_they_are(past, forecast, first, west, east):
+    names = {"y": "lat", "x": "lon"}
+    degrees = {"lat": np.linspace(55, 54.61, 40), "lon": (first + np.arange(40) / 100) % 360}
+    moved = (field.rename(names).assign_coords(degrees) for field in (past, forecast))
+    figure = draw_figure(*moved, title="")
+    maps = [ax for ax in figure.axes if ax.images]
+    assert maps
+    assert all(ax.get_xlim() == pytest.approx((west, east)) for ax in maps)
+
+
 def test_the_axes_of_a_projected_grid_are_in_km(past, forecast):
     figure = draw_figure(past, forecast, title="km")
     labels = {label.get_text() for ax in figure.axes for label in ax.get_xticklabels()}

@@ -74,6 +74,13 @@ def test_a_dumped_product_reads_back_equal(rain, tmp_path, override):
     ("override", "key", "reason"),
     [
         ("input.history=newest", "input.history", "must be a list of offsets"),
+        ("input.attributes={unit: mm/h}", "input.attributes", "unit is not among those that are read: units, "),
+        (
+            "input.attributes={missing_value: {a: 1}}",
+            "input.attributes.missing_value",
+            "must be text, a number or a list",
+        ),
+        ("input.attributes={missing_value: [-3, a]}", "input.attributes.missing_value.1", "valid number"),
         ("input.history=[]", "input.history", "must rise and end with 0min"),
         ("input.history=[0min, -5min]", "input.history", "must rise and end with 0min"),
         ("input.history=[-5min]", "input.history", "must rise and end with 0min"),

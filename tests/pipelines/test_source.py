@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -17,7 +18,7 @@ from pipelines.encoding import Encoding, count_missing, is_missing, read_encodin
 from pipelines.errors import InputError, NotYetError
 from pipelines.frames import find_nearest, text_of, usual_step
 from pipelines.grid import Window
-from pipelines.source import Part, check_missing, cut, find_inputs, open_source
+from pipelines.source import Part, arrived, check_missing, cut, find_inputs, open_source
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 real_data = pytest.mark.skipif(not DATA.exists(), reason="the real radar data lies beside the repository, not in it")
@@ -58,6 +59,103 @@ def test_every_layout_reads_the_same(frames, tmp_path, options):
     assert source.encoding.fill == -32768
     assert source.encoding.scale_factor == 0.1
     assert source.grid.crs_attrs == {"crs_wkt": "PROJCRS[]"}
+
+
+DIMS = ("time", "y", "x")
+ORDERS = {
+    "GPM: x before y": ("time", "x", "y"),
+    "time last": ("y", "x", "time"),
+    "time between": ("x", "time", "y"),
+    "a level": ("time", "height", "y", "x"),
+    "a band without coordinate, last": ("time", "x", "y", "band"),
+}
+
+
+@pytest.mark.parametrize("consolidated", [True, False])
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_dims_in_any_order_read_the_same(frames, tmp_path, order, consolidated):
+    more = [name for name in order if name not in DIMS]
+    codes = frames.codes()
+    codes[2] = -32768  # of which nothing is stored
+    stored = codes.reshape((*codes.shape, *(1 for _ in more)))
+    stored = stored.transpose([[*DIMS, *more].index(name) for name in order])
+    axes = {
+        "time": (np.arange(6) * 300, {"units": "seconds since 2024-06-01T12:00"}),
+        "y": (np.arange(30.0)[::-1] * 1000, {"units": "m"}),
+        "x": (np.arange(41.0) * 1000, {"units": "m"}),
+        "height": (np.full(1, 10.0), {"units": "m"}),
+    }
+    axes = {name: axes.get(name) for name in order}
+    chunks = tuple({"time": 1, "y": 8, "x": 16}.get(name, 1) for name in order)
+    path = frames.write(
+        tmp_path / "radar.zarr", stored, dims=order, axes=axes, chunks=chunks, consolidated=consolidated
+    )
+    product = frames.product(path)
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    assert source.grid.shape == (30, 41)
+    assert source.chunks == (1, 8, 16)
+    np.testing.assert_array_equal(source.read(cycle, HALO), wanted(codes, (3, 4, 5), HALO))
+    assert [source.is_stored(index) for index in range(6)] == [True, True, False, True, True, True]
+    assert len(source.refresh().times) == 6
+
+
+@pytest.mark.parametrize(
+    ("stored", "limit", "newest"),
+    [
+        ((0, 1, 2, 3), "12:22", "12:15"),  # laid out ahead
+        ((0, 1, 3), "12:10", "12:05"),  # a frame of a time to come is not one that has arrived
+        ((0, 1, 2, 3), "12:25", "12:25"),  # the newest frame is late
+        ((0, 1, 2, 3, 5), "12:12", "12:25"),  # a frame of a time to come, refused elsewhere
+    ],
+)
+def test_where_the_time_axis_is_laid_out_ahead_the_newest_frame_is_the_last_one_stored(
+    frames, tmp_path, stored, limit, newest
+):
+    codes = frames.codes()
+    codes[[n for n in range(6) if n not in stored]] = -32768
+    source = open_source(frames.product(frames.write(tmp_path / "radar.zarr", codes)).input)
+    found = arrived(source, np.datetime64(f"2024-06-01T{limit}", "ns"))
+    assert found.times[-1] == np.datetime64(f"2024-06-01T{newest}", "ns")
+    assert len(arrived(source.refresh(), source.times[-1]).times) == 6
+
+
+def test_an_axis_ahead_of_no_frames_says_so(frames, tmp_path):
+    source = open_source(
+        frames.product(frames.write(tmp_path / "radar.zarr", np.full((6, 30, 41), -32768, np.int16))).input
+    )
+    with pytest.raises(NotYetError, match=r"goes on to 2024-06-01T12:25Z, but nothing is stored of the last 3 frames"):
+        arrived(source, np.datetime64("2024-06-01T12:12", "ns"))
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "y_attributes", "x_attributes"),
+    [
+        ("south_north", "west_east", {}, {}),
+        ("Y", "X", {}, {}),
+        ("row", "column", {"units": "degrees_north"}, {"units": "degrees_east"}),
+        ("row", "column", {"axis": "Y"}, {"axis": "X"}),
+        ("row", "column", {"standard_name": "grid_latitude"}, {"standard_name": "grid_longitude"}),
+    ],
+)
+def test_dims_are_known_by_what_their_coordinates_say(frames, tmp_path, y, x, y_attributes, x_attributes):
+    axes = {y: (np.arange(30.0), y_attributes), x: (np.arange(41.0), x_attributes)}
+    path = frames.write(tmp_path / "radar.zarr", dims=("when", y, x), axes=axes)
+    grid = open_source(frames.product(path).input).grid
+    assert (grid.y_name, grid.x_name) == (y, x)
+
+
+@pytest.mark.parametrize("of_store", [True, False])
+def test_a_crs_without_a_variable_of_its_own_is_kept(frames, tmp_path, of_store):
+    proj4 = {"proj4": "+proj=stere +lat_0=90 +lon_0=10"}
+    attributes = frames.attributes | {"grid_mapping": "nothing"} | ({} if of_store else proj4)
+    path = frames.write(tmp_path / "radar.zarr", attributes=attributes, consolidated=False)
+    group = zarr.open_group(path, mode="r+")
+    group.attrs.update(proj4 if of_store else {"title": "rain"})
+    assert open_source(frames.product(path).input).grid.crs_attrs == {"crs_wkt": "PROJCRS[]"}
+    del group["crs"]
+    grid = open_source(frames.product(path).input).grid
+    assert (grid.crs_name, grid.crs_attrs) == ("crs", proj4)
 
 
 @given(st.data())
@@ -143,6 +241,32 @@ def test_a_time_without_its_frame_is_left_out_while_an_append_is_going_on(frames
     times = (np.arange(7) * 300, {"units": "seconds since 2024-06-01T12:00"})
     product = frames.product(frames.write(tmp_path / "radar.zarr", axes={"time": times}))
     assert find_inputs(open_source(product.input), product).reference_time == np.datetime64("2024-06-01T12:25")
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("kind", ["<i8", "<f8", "M8[s]"])
+def test_an_axis_that_an_append_has_lengthened_but_not_written_yet_ends_before(frames, tmp_path, zarr_format, kind):
+    path = tmp_path / "radar.zarr"
+    times = frames.every(5, 6).astype("M8[s]").astype(np.int64).astype(kind)
+    axis = {"time": (times, {"units": "seconds since 1970-01-01"} if kind != "M8[s]" else {})}
+    product = frames.product(frames.write(path, axes=axis, zarr_format=zarr_format, consolidated=False))
+    source = open_source(product.input)
+    group = zarr.open_group(path, mode="r+")
+    for name in ("time", "rain"):
+        group[name].resize((8, *group[name].shape[1:]))
+    for found in (open_source(product.input), source.refresh()):
+        np.testing.assert_array_equal(found.times, frames.every(5, 6))
+    group["time"][6] = group["time"][5] + (times[1] - times[0])
+    assert len(source.refresh().times) == 7
+
+
+def test_times_that_are_missing_at_the_end_are_of_frames_to_come(frames, tmp_path):
+    path, laid_out = tmp_path / "radar.zarr", {"units": "seconds since 2024-06-01T12:00", "_FillValue": -1}
+    product = frames.product(frames.write(path, axes={"time": (np.array([0, 300, 600, -1, -1, -1]), laid_out)}))
+    source = open_source(product.input)
+    assert find_inputs(source, product).reference_time == np.datetime64("2024-06-01T12:10")
+    zarr.open_group(path, mode="r+")["time"][3] = 900
+    assert find_inputs(source.refresh(), product).frame_indices == (1, 2, 3)
 
 
 def test_a_store_that_moved_on_is_refreshed(frames, tmp_path):
@@ -305,7 +429,11 @@ def test_the_missing_code_is_found(dtype, attributes, chunk_fill, read_as, fill)
         ("i2", {"_FillValue": 0.5}, "_FillValue 0.5, which no int16 can hold"),
         ("i2", {"scale_factor": "a lot"}, "scale_factor 'a lot'; expected one number"),
         ("i2", {"scale_factor": [1, 2]}, "expected one number"),
-        ("i1", {"_Unsigned": "true"}, "_Unsigned, which is not supported"),
+        ("i2", {"scale_factor": 0}, "scale_factor 0; expected a number other than 0"),
+        ("i2", {"scale_factor": "NaN"}, "scale_factor nan; expected a number other than 0"),
+        ("i1", {"_Unsigned": "yes"}, "holds int8 and has _Unsigned 'yes'; expected 'true' or 'false'"),
+        ("u1", {"_Unsigned": "false"}, "holds uint8 and has _Unsigned 'false'; expected 'true', or signed integers"),
+        ("i2", {"missing_value": [-1, 40000]}, "missing_value 40000, which no int16 can hold"),
         ("i2", {"zr_a": -1, "zr_b": 1.5}, "both must be above 0"),
     ],
 )
@@ -382,6 +510,11 @@ def test_a_usual_step_survives_gaps_and_jitter(frames):
     jitter = frames.every(5, 40) + np.random.default_rng(0).integers(-2, 3, 40) * np.timedelta64(1, "s")
     gappy = np.delete(jitter, [3, 9, 10, 25])
     assert abs(usual_step(gappy) - np.timedelta64(5, "m")) <= np.timedelta64(2, "s")
+
+
+def test_the_usual_step_is_that_of_the_newest_frames(frames):
+    once, now = frames.every(15, 3000, "2004-06-01"), frames.every(5, 150)
+    assert usual_step(np.concatenate([once, now])) == np.timedelta64(5, "m")
 
 
 def test_missing_within_limits_is_no_problem(frames, tmp_path):

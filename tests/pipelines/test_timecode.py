@@ -32,10 +32,52 @@ def test_times_are_those_of_xarray(unit, date, clock, seconds, dtype, calendar):
     np.testing.assert_array_equal(decode_times(numbers, attributes, "rain"), by_xarray(numbers, attributes))
 
 
-@pytest.mark.parametrize("numbers", [np.arange(4) / 288, np.array([0.5, 1.25])])
-def test_parts_of_a_unit_are_those_of_xarray(numbers):
-    attributes = {"units": "days since 2024-06-01"}
-    np.testing.assert_array_equal(decode_times(numbers, attributes, "rain"), by_xarray(numbers, attributes))
+@given(
+    st.sampled_from(["seconds", "minutes", "hours", "days"]),
+    st.sampled_from(["1970-01-01", "2000-01-01T12:00", "0001-01-01"]),
+    st.lists(st.integers(1_500_000_000, 2_000_000_000), min_size=1, max_size=8),
+)
+def test_parts_of_a_unit_that_mean_whole_seconds_are_whole_seconds(unit, date, seconds):
+    times = np.array(seconds).astype("datetime64[s]")
+    numbers = (times - np.datetime64(date, "s")).astype(np.int64) / SECONDS[unit]
+    attributes = {"units": f"{unit} since {date}", "calendar": "proleptic_gregorian"}
+    np.testing.assert_array_equal(decode_times(numbers, attributes, "rain"), times)
+
+
+@given(st.lists(st.integers(0, 86400), min_size=1, max_size=8))
+def test_hours_of_a_day_in_float32_are_whole_seconds(seconds):
+    numbers = (np.array(seconds) / 3600).astype(np.float32)
+    expected = np.datetime64("2024-06-01", "ns") + np.array(seconds).astype("timedelta64[s]")
+    np.testing.assert_array_equal(decode_times(numbers, {"units": "h since 2024-06-01"}, "rain"), expected)
+
+
+def test_parts_of_a_second_stay():
+    times = decode_times(np.array([0.25, 1.5]), {"units": "seconds since 2024-06-01"}, "rain")
+    np.testing.assert_array_equal(times, np.datetime64("2024-06-01", "ns") + np.array([250, 1500], "timedelta64[ms]"))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "units"),
+    [
+        (np.array([1717245000], np.float32), "seconds since 1970-01-01"),
+        (np.array([28620750], np.float32), "minutes since 1970-01-01"),
+        (np.array([19875.524], np.float32), "days since 1970-01-01"),
+    ],
+)
+def test_numbers_too_coarse_for_seconds_are_refused(numbers, units):
+    with pytest.raises(InputError, match=r"time axis of rain holds float32 of '.*', exact to [\d.]+ s only; expected"):
+        decode_times(numbers, {"units": units}, "rain")
+
+
+def test_whole_numbers_of_a_coarse_type_are_exact():
+    days = decode_times(np.array([19875], np.float32), {"units": "days since 1970-01-01"}, "rain")
+    assert days[0] == np.datetime64("2024-06-01", "ns")
+
+
+@pytest.mark.parametrize("units", ["s since 2024-06-01", "SECONDS SINCE 2024-06-01", "msec since 2024-06-01T00:00Z"])
+def test_units_as_udunits_writes_them(units):
+    number = 3000 if units.startswith("msec") else 3
+    assert decode_times(np.array([number]), {"units": units}, "rain")[0] == np.datetime64("2024-06-01T00:00:03", "ns")
 
 
 def test_a_fill_value_is_no_time():
@@ -53,6 +95,7 @@ def test_a_fill_value_is_no_time():
         ("seconds since 2024-13-01", "standard"),
         ("days since 2024-06-01", "360_day"),
         ("days since 2024-06-01", "gregorien"),
+        ("days since 0001-01-01", "standard"),
     ],
 )
 def test_what_is_no_time_is_refused_with_what_was_found(units, calendar):

@@ -1,0 +1,77 @@
+"""Forecast and observation are scored in the same units, at the same times."""
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+
+from jobs.scores import verify_product
+from pipelines.cf import Provenance
+from pipelines.errors import ConfigError
+from pipelines.layout import choose_layout
+from pipelines.product import load_product
+from pipelines.sink import open_draft, publish, write_block
+from pipelines.source import open_source
+
+START = np.datetime64("2024-06-01T12:00", "ns")
+RATE = {"standard_name": "lwe_precipitation_rate", "long_name": "rain rate", "units": "mm h-1"}
+
+
+def rates(frames=4):
+    """Rain of 0 to 20 mm h-1, (frame, y, x), multiples of 0.01; every frame is the one before, a column on."""
+    first = np.random.default_rng(5).integers(0, 2000, (20, 30)) / 100 * (np.arange(30) % 7 > 2)
+    return np.stack([np.roll(first, frame, axis=1) for frame in range(frames)])
+
+
+@pytest.fixture
+def verified(tmp_path):
+    """Scores of a persistence forecast of the first frame, from a store with these units and seconds of jitter."""
+
+    def verify(units, factor, jitter=(0, 0, 0, 0), attributes=RATE):
+        times = START + np.arange(4) * np.timedelta64(5, "m") + np.array(jitter).astype("timedelta64[s]")
+        coordinates = {"time": times, "y": np.arange(20) * 1000.0, "x": np.arange(30) * 1000.0}
+        rain = xr.DataArray(rates() * factor, coordinates, ("time", "y", "x"), attrs={"units": units})
+        rain.to_dataset(name="rain").to_zarr(tmp_path / "radar.zarr", mode="w", consolidated=False)
+        tree = {
+            "name": "rain",
+            "input": {"store": "radar.zarr", "variable": "rain", "history": ["0min"]},
+            "model": {"package": "builtin:persistence"},
+            "lead_times": {"step": "5min", "until": "15min"},
+            "output": {"store": "forecasts", "variable": "rate"},
+        }
+        file = tmp_path / "rain.yaml"
+        file.write_text(yaml.safe_dump(tree))
+        product = load_product(file)
+        grid = open_source(product.input).grid
+        layout = choose_layout(grid.shape, 3, product.output)
+        provenance = Provenance("", "persistence 1.0", "", {}, "", ())
+        draft = open_draft(
+            product.output.store, "rain", times[0], grid, product.leads, layout, attributes, provenance, False
+        )
+        codes = np.repeat(np.rint(rates(1) * 100).astype(np.int16), 3, axis=0)
+        for shard in layout.shards:
+            window = layout.shard_window(*shard)
+            write_block(draft, window, codes[:, *window.slices])
+        publish(draft)
+        return verify_product(file, (), (0.1, 1.0))
+
+    return verify
+
+
+@pytest.mark.parametrize(("units", "factor"), [("mm/h", 1), ("kg m-2 s-1", 1 / 3600), ("mm/(5 min)", 1 / 12)])
+def test_what_was_observed_is_scored_in_the_units_of_the_forecast(verified, units, factor):
+    scores = verified(units, factor)
+    assert len(scores.forecast) == 6
+    for forecast, persistence in zip(scores.forecast, scores.persistence, strict=True):
+        assert 0 < forecast.csi < 1
+        assert forecast.csi == pytest.approx(persistence.csi, abs=0.02)
+
+
+def test_frames_within_the_tolerance_count_as_observed(verified):
+    scores = verified("mm h-1", 1, jitter=(3, -4, 7, 90))
+    assert sorted({score.lead_time.total_seconds() for score in scores.forecast}) == [300, 600]
+
+
+def test_units_that_do_not_fit_the_forecast_are_refused(verified):
+    with pytest.raises(ConfigError, match="found no standard_name in K; expected lwe_precipitation_rate in mm h-1"):
+        verified("K", 1)
