@@ -303,8 +303,9 @@ def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
         click.echo(show.as_json(found))
         return
     rows = [(show.utc(c.reference_time), c.revision, c.path, "latest" if c == latest else "") for c in found]
-    show.table("", ("init_time", "revision", "store", ""), rows)
-    if not rows:
+    if rows:
+        show.table("", ("init_time", "revision", "store", ""), rows)
+    else:
         show.out.print(f"no cycle of {product.name} is published in {product.output.store}")
 
 

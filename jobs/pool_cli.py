@@ -59,6 +59,7 @@ def _show(rows: list["WorkerRow"], format_: str) -> None:
     columns = ("product", "worker", "state", "node", "pid", "engine", "idle", "memory")
     cells = [(r.product, r.worker, r.state, r.node, r.pid, r.engine, f"{r.idle_seconds:.0f} s", show.size(r.rss_bytes))
              for r in rows]  # fmt: skip
-    show.table("", columns, cells)
-    if not rows:
+    if rows:
+        show.table("", columns, cells)
+    else:
         show.out.print("no workers are kept")

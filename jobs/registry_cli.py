@@ -131,12 +131,12 @@ def show_model(name: str, reference: str | None, root: str | None, format_: str)
         gates = registry.gates(name, release.version)
         verdict = "go" if any(gates.values()) else "no-go" if gates else "none"
         here = [alias for alias, move in aliases.items() if move is not None and move.version == release.version]
-        rows.append((release.version, release.at, release.who, release.why, verdict, ", ".join(here)))
+        rows.append((release.version, release.at, release.who, release.why, verdict, here))
     columns = ("version", "added", "by", "why", "gate", "aliases")
     if format_ == "json":
         click.echo(show.as_json([dict(zip(columns, row, strict=True)) for row in rows]))
     else:
-        show.table("", columns, rows)
+        show.table("", columns, [(*row, ", ".join(here)) for *row, here in rows])
 
 
 @model.command()
@@ -197,7 +197,10 @@ def history(name: str, alias: str | None, root: str | None, format_: str) -> Non
         click.echo(show.as_json(moves))
         return
     rows = [(m.at, m.alias, m.action + (" (forced)" if m.is_forced else ""), m.version, m.who, m.why) for m in moves]
-    show.table("", ("time", "alias", "", "version", "by", "why"), rows)
+    if rows:
+        show.table("", ("time", "alias", "", "version", "by", "why"), rows)
+    else:
+        show.out.print(f"no alias of {name} was moved; squall model promote {name} VERSION moves one")
 
 
 def _row(registry: "Registry", name: str) -> dict[str, Any]:
