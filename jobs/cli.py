@@ -115,7 +115,7 @@ def run(
     format_: str,
     debug: bool,
 ) -> Exit:
-    """Make one cycle of the product FILE and publish it, whole or not at all.
+    """Make one cycle of the product FILE and publish it, or nothing.
 
     \b
     Examples:
@@ -178,10 +178,11 @@ def backfill(
     replace: bool,
     format_: str,
 ) -> Exit:
-    """Make the cycles of the product FILE in an interval of its archive, each as `squall run --time` makes it.
+    """Make the cycles of the product FILE in an interval.
 
-    Cycles that are published already are left alone, so the same command goes on after a stop. A cycle that fails is
-    recorded in the ledger of the product, with the reason, and does not stop the others.
+    Each is made as `squall run --time` makes it. Cycles that are published already are left alone, so the same command
+    goes on after a stop. A cycle that fails is recorded in the ledger of the product, with the reason, and does not
+    stop the others.
 
     \b
     Examples:
@@ -208,7 +209,9 @@ def backfill(
 @as_json
 @ends_clearly
 def validate(file: Path, overrides: tuple[str, ...], format_: str) -> Exit:
-    """Check the product FILE against its store and its model; every problem is listed at once.
+    """Check the product FILE against its store and its model.
+
+    Every problem is listed at once.
 
     \b
     Example:
@@ -265,7 +268,9 @@ def plan(file: Path, overrides: tuple[str, ...], measure: bool, format_: str) ->
 @as_json
 @ends_clearly
 def inspect(path: str, format_: str) -> None:
-    """Show what a store holds: a published cycle with its provenance, or an input store.
+    """Show what a store holds.
+
+    It may be a published cycle, which is shown with its provenance, or an input store.
 
     \b
     Examples:
@@ -321,7 +326,9 @@ def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
 def verify(
     file: Path, overrides: tuple[str, ...], thresholds: tuple[float, ...], start: Any, stop: Any, format_: str
 ) -> None:
-    """Score the published cycles of the product FILE against the frames observed since, beside persistence.
+    """Score the published cycles of the product FILE.
+
+    They are held against the frames observed since, beside persistence.
 
     \b
     Examples:
@@ -342,10 +349,11 @@ def verify(
 @as_json
 @ends_clearly
 def models(package: str | None, format_: str) -> None:
-    """List the models that squall brings, or show and check a PACKAGE: a folder, or registry:NAME.
+    """List the models that squall brings, or show and check a PACKAGE.
 
-    A transform in its model.yaml is one step or a list of steps, in order: log, log10, log1p, db, standardise, clip,
-    each with its numbers, such as [{name: clip, minimum: 0}, {name: log1p}].
+    PACKAGE is a folder, registry:NAME, registry:NAME@VERSION or registry:NAME@ALIAS. A transform in its model.yaml is
+    one step or a list of steps, in order: log, log10, log1p, db, standardise, clip, each with its numbers, such as
+    [{name: clip, minimum: 0}, {name: log1p}].
 
     \b
     Examples:
@@ -366,7 +374,7 @@ def models(package: str | None, format_: str) -> None:
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @ends_clearly
 def demo(folder: Path) -> Exit:
-    """Make storms, forecast them with the advection model on a local Ray, and draw the result.
+    """Make storms, forecast them on a local Ray, and draw the result.
 
     \b
     Example:

@@ -55,7 +55,7 @@ def build(
     gpus: str,
     format_: str,
 ) -> None:
-    """Build the engines of PACKAGE and keep them, so that the first cycle need not.
+    """Build engines of PACKAGE before the first cycle needs them.
 
     PACKAGE is a folder, registry:NAME, registry:NAME@VERSION, registry:NAME@ALIAS, or, with --product, builtin:KIND.
     What is in the cache already is not built again. Kinds of GPUs are built where they are, by Ray.
@@ -127,9 +127,10 @@ def gate(
     out: Path,
     format_: str,
 ) -> Exit:
-    """Judge engines of PACKAGE against its float32 reference, by the limits of its contract.
+    """Judge engines of PACKAGE against its float32 reference.
 
-    Writes gate-PRECISION.html and gate-PRECISION.json into --out. Exit code 0: go, 6: no-go.
+    The limits are those of its contract. Writes gate-PRECISION.html and gate-PRECISION.json into --out.
+    Exit code 0: go, 6: no-go.
 
     \b
     Examples:
@@ -173,7 +174,9 @@ def bench(
     out: Path,
     format_: str,
 ) -> None:
-    """Measure engines of PACKAGE side by side with the model in ONNX Runtime: time, memory, distance of the outputs.
+    """Measure engines of PACKAGE beside the model in ONNX Runtime.
+
+    What is measured: time, memory, distance of the outputs.
 
     \b
     Examples:
@@ -199,7 +202,9 @@ def bench(
 @as_json
 @ends_clearly
 def explain_key(ours: str, theirs: str, root: Path | None, format_: str) -> None:
-    """Say why two engine files cannot stand for each other: OURS and THEIRS are beginnings of their names, or files.
+    """Say why two engine files cannot stand for each other.
+
+    OURS and THEIRS are beginnings of their names, or files.
 
     \b
     Examples:

@@ -66,9 +66,10 @@ def add(
     root: str | None,
     format_: str,
 ) -> None:
-    """Copy the model package in FOLDER into the registry, as the version that its model.yaml gives.
+    """Copy the model package in FOLDER into the registry.
 
-    FOLDER is shown and checked, transforms and all, by `squall models FOLDER`.
+    Its version is the one that its model.yaml gives. FOLDER is shown and checked, transforms and all, by
+    `squall models FOLDER`.
 
     \b
     Example:
@@ -114,7 +115,9 @@ def list_models(root: str | None, format_: str) -> None:
 @as_json
 @ends_clearly
 def show_model(name: str, reference: str | None, root: str | None, format_: str) -> None:
-    """Show the versions of the model NAME, or check and show the one of a version or alias REFERENCE.
+    """Show the versions of the model NAME, or check and show one.
+
+    REFERENCE is its version or alias.
 
     \b
     Examples:
@@ -149,7 +152,9 @@ def show_model(name: str, reference: str | None, root: str | None, format_: str)
 @as_json
 @ends_clearly
 def promote(name: str, version: str, alias: str, force: bool, why: str, root: str | None, format_: str) -> None:
-    """Put VERSION of the model NAME in use, in one step; refused without a passing gate.
+    """Put VERSION of the model NAME in use, in one step.
+
+    Refused without a passing gate.
 
     \b
     Examples:
@@ -168,7 +173,9 @@ def promote(name: str, version: str, alias: str, force: bool, why: str, root: st
 @as_json
 @ends_clearly
 def rollback(name: str, alias: str, only_from: str | None, why: str, root: str | None, format_: str) -> None:
-    """Put the version before the last promote of the model NAME in use again, in one step.
+    """Take back the last promote of the model NAME, in one step.
+
+    The version that was in use before is in use again.
 
     \b
     Example:
@@ -184,7 +191,9 @@ def rollback(name: str, alias: str, only_from: str | None, why: str, root: str |
 @as_json
 @ends_clearly
 def history(name: str, alias: str | None, root: str | None, format_: str) -> None:
-    """List who moved which alias of the model NAME, when and why, oldest first.
+    """List who moved which alias of the model NAME, when and why.
+
+    The oldest move comes first.
 
     \b
     Example:

@@ -190,7 +190,7 @@ def cycle_table(report: "CycleReport") -> None:
 def backfill_table(report: "BackfillReport") -> None:
     """The closing table of a backfill."""
     tally = report.tally
-    colour, verb = ("yellow", "made with gaps") if tally.failed else ("green", "made")
+    colour, verb = ("yellow", "made in part") if tally.failed else ("green", "made")
     interval = f"{utc(report.start)} to {utc(report.stop)}"
     out.print(coloured(verb, colour, f" {report.product} {interval} -> {report.store}/{report.product}"))
     table = pairs_table()
