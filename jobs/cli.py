@@ -1,6 +1,5 @@
 """The command line `squall`: cycles of a product here; models, engines and publishing in files of their own."""
 
-import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,9 @@ if TYPE_CHECKING:  # help and errors must not wait for Ray
 
 _EXIT_CODES = """\b
 Exit codes: 0 published (or published already), 1 failed, 2 wrong usage, 3 published with gaps,
-4 no input, 5 bad configuration, 130 interrupted. Nothing is published unless the code is 0 or 3."""
+4 no input, 5 bad configuration, 130 interrupted. With 1, 2, 4 and 5 nothing new is published."""
+
+_VALIDATE_EXIT_CODES = "Exit codes: 0 valid, 1 failed, 2 wrong usage, 5 problems were found, 130 interrupted."
 
 
 _BACKFILL_EXIT_CODES = """\b
@@ -114,7 +115,7 @@ def run(
     format_: str,
     debug: bool,
 ) -> Exit:
-    """Make one cycle of the product FILE and publish it, whole or not at all.
+    """Make one cycle of the product FILE and publish it, or nothing.
 
     \b
     Examples:
@@ -129,7 +130,7 @@ def run(
     with only_the_report(), show.progress(file.stem, quiet=format_ == "json") as progress:
         report = forecast(file, overrides, time, replace, progress, progress.tell)
     if format_ == "json":
-        click.echo(show.as_json(dataclasses.replace(report, activities=())))
+        click.echo(show.as_json({key: value for key, value in vars(report).items() if key != "activities"}))
     else:
         show.cycle_table(report)
     for text in report.warnings:
@@ -177,10 +178,11 @@ def backfill(
     replace: bool,
     format_: str,
 ) -> Exit:
-    """Make the cycles of the product FILE in an interval of its archive, each as `squall run --time` makes it.
+    """Make the cycles of the product FILE in an interval.
 
-    Cycles that are published already are left alone, so the same command goes on after a stop. A cycle that fails is
-    recorded in the ledger of the product, with the reason, and does not stop the others.
+    Each is made as `squall run --time` makes it. Cycles that are published already are left alone, so the same command
+    goes on after a stop. A cycle that fails is recorded in the ledger of the product, with the reason, and does not
+    stop the others.
 
     \b
     Examples:
@@ -201,13 +203,15 @@ def backfill(
     return outcome_of(report)
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=_VALIDATE_EXIT_CODES)
 @product_file
 @overrides
 @as_json
 @ends_clearly
 def validate(file: Path, overrides: tuple[str, ...], format_: str) -> Exit:
-    """Check the product FILE against its store and its model; every problem is listed at once.
+    """Check the product FILE against its store and its model.
+
+    Every problem is listed at once.
 
     \b
     Example:
@@ -256,10 +260,7 @@ def plan(file: Path, overrides: tuple[str, ...], measure: bool, format_: str) ->
         click.echo(show.as_json(planned))
         return
     show.out.print(planned.plan.reason)
-    table = show.pairs_table()
-    for name, value in planned.rows():
-        table.add_row(name, value)
-    show.out.print(table)
+    show.pairs(dict(planned.rows()))
 
 
 @main.command()
@@ -267,7 +268,9 @@ def plan(file: Path, overrides: tuple[str, ...], measure: bool, format_: str) ->
 @as_json
 @ends_clearly
 def inspect(path: str, format_: str) -> None:
-    """Show what a store holds: a published cycle with its provenance, or an input store.
+    """Show what a store holds.
+
+    It may be a published cycle, which is shown with its provenance, or an input store.
 
     \b
     Examples:
@@ -280,10 +283,7 @@ def inspect(path: str, format_: str) -> None:
     if format_ == "json":
         click.echo(show.as_json(found))
         return
-    table = show.pairs_table()
-    for name, value in found.items():
-        table.add_row(name, str(value))
-    show.out.print(table)
+    show.pairs(found)
 
 
 @main.command()
@@ -308,8 +308,9 @@ def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
         click.echo(show.as_json(found))
         return
     rows = [(show.utc(c.reference_time), c.revision, c.path, "latest" if c == latest else "") for c in found]
-    show.table("", ("init_time", "revision", "store", ""), rows)
-    if not rows:
+    if rows:
+        show.table("", ("init_time", "revision", "store", ""), rows)
+    else:
         show.out.print(f"no cycle of {product.name} is published in {product.output.store}")
 
 
@@ -317,7 +318,7 @@ def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
 @product_file
 @overrides
 @click.option("--threshold", "thresholds", type=float, multiple=True, default=(0.1, 1.0, 5.0), show_default=True,
-              help="Events are values at or above it; may be given several times.")  # fmt: skip
+              help="Events are values at or above it, in units of the forecast; repeatable.")  # fmt: skip
 @click.option("--start", type=Time(), help="Score cycles from this reference time on (UTC).")
 @click.option("--stop", type=Time(), help="Score cycles before this reference time (UTC).")
 @as_json
@@ -325,7 +326,9 @@ def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
 def verify(
     file: Path, overrides: tuple[str, ...], thresholds: tuple[float, ...], start: Any, stop: Any, format_: str
 ) -> None:
-    """Score the published cycles of the product FILE against the frames observed since, beside persistence.
+    """Score the published cycles of the product FILE.
+
+    They are held against the frames observed since, beside persistence.
 
     \b
     Examples:
@@ -346,10 +349,11 @@ def verify(
 @as_json
 @ends_clearly
 def models(package: str | None, format_: str) -> None:
-    """List the models that squall brings, or show and check a PACKAGE: a folder, or registry:NAME.
+    """List the models that squall brings, or show and check a PACKAGE.
 
-    A transform in its model.yaml is one step or a list of steps, in order: log, log10, log1p, db, standardise, clip,
-    each with its numbers, such as [{name: clip, minimum: 0}, {name: log1p}].
+    PACKAGE is a folder, registry:NAME, registry:NAME@VERSION or registry:NAME@ALIAS. A transform in its model.yaml is
+    one step or a list of steps, in order: log, log10, log1p, db, standardise, clip, each with its numbers, such as
+    [{name: clip, minimum: 0}, {name: log1p}].
 
     \b
     Examples:
@@ -357,20 +361,20 @@ def models(package: str | None, format_: str) -> None:
       squall models ./my-model
       squall models registry:rain@canary
     """
-    from jobs.models import builtin_rows, package_rows
+    from jobs.models import builtin_models, describe_package
 
-    columns, rows = builtin_rows() if package is None else package_rows(package)
+    found = builtin_models() if package is None else describe_package(package)
     if format_ == "json":
-        click.echo(show.as_json([dict(zip(columns, row, strict=True)) for row in rows]))
+        click.echo(show.as_json({name.replace(" ", "_"): text for name, text in found.items()}))
     else:
-        show.table("", columns, rows)
+        show.pairs(found)
 
 
 @main.command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @ends_clearly
 def demo(folder: Path) -> Exit:
-    """Make storms, forecast them with the advection model on a local Ray, and draw the result.
+    """Make storms, forecast them on a local Ray, and draw the result.
 
     \b
     Example:

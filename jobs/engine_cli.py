@@ -18,13 +18,19 @@ if TYPE_CHECKING:  # help must not wait for ONNX
 HERE = "here"
 
 package = click.argument("package")
-cache_folder = click.option("--cache", "root", type=click.Path(path_type=Path), help="Folder of the engine cache.")
+cache_folder = click.option(
+    "--cache", "root", type=click.Path(path_type=Path), help="Folder of the engine cache.",
+    show_default="engine-cache in the folder of SQUALL_CACHE, or of squall in the user's cache folder",
+)  # fmt: skip
 one_precision = click.option(
     "--precision", "precisions", type=Precisions(), default="float32", show_default=True,
     help="float32, half or int8; several with commas.",
 )  # fmt: skip
 shape = click.option("--shape", "tile", type=Tile(), help="Tiles of a batch and cells of a tile: 4x512x512.")
 product = click.option("--product", type=file, help="A product that will run the model: its tiles are taken.")
+product_with_cases = click.option(
+    "--product", type=file, help="A product that will run the model: its tiles are taken, and cases from its store."
+)
 
 
 @click.group()
@@ -49,7 +55,7 @@ def build(
     gpus: str,
     format_: str,
 ) -> None:
-    """Build the engines of PACKAGE and keep them, so that the first cycle need not.
+    """Build engines of PACKAGE before the first cycle needs them.
 
     PACKAGE is a folder, registry:NAME, registry:NAME@VERSION, registry:NAME@ALIAS, or, with --product, builtin:KIND.
     What is in the cache already is not built again. Kinds of GPUs are built where they are, by Ray.
@@ -107,7 +113,7 @@ def list_engines(root: Path | None, format_: str) -> None:
 @click.option("--precision", "precisions", type=Precisions(), default="half", show_default=True,
               help="float32, half or int8; several with commas.")  # fmt: skip
 @shape
-@product
+@product_with_cases
 @click.option("--cases", type=file, help="Stored cases (.npz); else cut from the product's store, else made-up storms.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the reports.")
 @as_json
@@ -121,9 +127,10 @@ def gate(
     out: Path,
     format_: str,
 ) -> Exit:
-    """Judge engines of PACKAGE against its float32 reference, by the limits of its contract.
+    """Judge engines of PACKAGE against its float32 reference.
 
-    Writes gate-PRECISION.html and gate-PRECISION.json into --out. Exit code 0: go, 6: no-go.
+    The limits are those of its contract. Writes gate-PRECISION.html and gate-PRECISION.json into --out.
+    Exit code 0: go, 6: no-go.
 
     \b
     Examples:
@@ -152,8 +159,8 @@ def gate(
 @click.option("--precision", "precisions", type=Precisions(), default="float32,half", show_default=True,
               help="float32, half or int8; several with commas.")  # fmt: skip
 @shape
-@product
-@click.option("--cases", type=file, help="Stored cases (.npz) to run on; else as for the gate.")
+@product_with_cases
+@click.option("--cases", type=file, help="Stored cases (.npz); else as for the gate.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="bench", show_default=True,
               help="Folder of bench.html and bench.json.")  # fmt: skip
 @as_json
@@ -167,7 +174,9 @@ def bench(
     out: Path,
     format_: str,
 ) -> None:
-    """Measure engines of PACKAGE side by side with the model in ONNX Runtime: time, memory, distance of the outputs.
+    """Measure engines of PACKAGE beside the model in ONNX Runtime.
+
+    What is measured: time, memory, distance of the outputs.
 
     \b
     Examples:
@@ -193,7 +202,9 @@ def bench(
 @as_json
 @ends_clearly
 def explain_key(ours: str, theirs: str, root: Path | None, format_: str) -> None:
-    """Say why two engine files cannot stand for each other: OURS and THEIRS are beginnings of their names, or files.
+    """Say why two engine files cannot stand for each other.
+
+    OURS and THEIRS are beginnings of their names, or files.
 
     \b
     Examples:

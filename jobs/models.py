@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -122,13 +121,13 @@ def _builtin_folder(spec: Spec) -> Path:
     return folder
 
 
-def builtin_rows() -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """A table of the models that squall brings."""
-    return ("model", "what it does"), [(BUILTIN + kind, text) for kind, text in KINDS.items()]
+def builtin_models() -> dict[str, str]:
+    """The models that squall brings, and what each does."""
+    return {BUILTIN + kind: text for kind, text in KINDS.items()}
 
 
-def package_rows(text: str) -> tuple[Sequence[str], list[tuple[str, str]]]:
-    """A table of what a model package is and promises: one in a folder, or `registry:NAME[@VERSION or ALIAS]`.
+def describe_package(text: str) -> dict[str, str]:
+    """What a model package is and promises: one in a folder, or `registry:NAME[@VERSION or ALIAS]`.
 
     Raises:
         ModelError, ConfigError: the package is refused, or its transforms are.
@@ -140,19 +139,17 @@ def package_rows(text: str) -> tuple[Sequence[str], list[tuple[str, str]]]:
     given, returned = package.contract.input, package.contract.output
     leads = ", ".join(f"{lead / timedelta(minutes=1):g}" for lead in returned.leads)
     tile = package.contract.tile
-    return ("", "value"), [
-        ("model", package.identity),
-        ("description", package.contract.description),
-        ("licence", package.contract.licence),
-        ("input", f"{given.frames} frames of {given.standard_name}, {given.units}"),
-        ("input transform", chain_text(given.transform)),
-        ("output", f"{returned.standard_name}, {returned.units}"),
-        ("output transform", chain_text(returned.transform)),
-        ("lead times", f"{leads} min"),
-        (
-            "tile",
-            f"stride {tile.stride or 'measured'}, radius {tile.radius if tile.radius is not None else 'measured'}",
-        ),
-        ("graph sha256", package.graph_sha256),
-        ("weights sha256", package.weights_sha256),
-    ]
+    stride, radius = ("measured" if found is None else found for found in (tile.stride, tile.radius))
+    return {
+        "model": package.identity,
+        "description": package.contract.description,
+        "licence": package.contract.licence,
+        "input": f"{given.frames} frames of {given.standard_name}, {given.units}",
+        "input transform": chain_text(given.transform),
+        "output": f"{returned.standard_name}, {returned.units}",
+        "output transform": chain_text(returned.transform),
+        "lead times": f"{leads} min",
+        "tile": f"stride {stride}, radius {radius}",
+        "graph sha256": package.graph_sha256,
+        "weights sha256": package.weights_sha256,
+    }

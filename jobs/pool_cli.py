@@ -16,7 +16,7 @@ file = click.argument("file", required=False, type=click.Path(path_type=Path))
 
 @click.group()
 def pool() -> None:
-    """Workers that stay warm on a running cluster, between the runs of their products."""
+    """Workers that stay warm on a running cluster, between runs."""
 
 
 @pool.command()
@@ -24,7 +24,9 @@ def pool() -> None:
 @as_json
 @ends_clearly
 def status(file: Path | None, format_: str) -> None:
-    """Show the workers kept on the cluster of RAY_ADDRESS, of all products or of the product FILE.
+    """Show the workers kept on the cluster of RAY_ADDRESS.
+
+    Those of all products, or of the product FILE.
 
     \b
     Examples:
@@ -41,10 +43,12 @@ def status(file: Path | None, format_: str) -> None:
 @as_json
 @ends_clearly
 def stop(file: Path | None, format_: str) -> None:
-    """End the workers that no run uses, of all products or of the product FILE; shows what ended and what did not.
+    """End the workers that no run uses.
+
+    Those of all products, or of the product FILE; shows what ended and what did not.
 
     \b
-    Examples:
+    Example:
       RAY_ADDRESS=auto squall pool stop rain.yaml
     """
     from jobs.keeper import stop_workers
@@ -59,6 +63,7 @@ def _show(rows: list["WorkerRow"], format_: str) -> None:
     columns = ("product", "worker", "state", "node", "pid", "engine", "idle", "memory")
     cells = [(r.product, r.worker, r.state, r.node, r.pid, r.engine, f"{r.idle_seconds:.0f} s", show.size(r.rss_bytes))
              for r in rows]  # fmt: skip
-    show.table("", columns, cells)
-    if not rows:
+    if rows:
+        show.table("", columns, cells)
+    else:
         show.out.print("no workers are kept")

@@ -213,22 +213,24 @@ class Planned:
     tiles: Needs
     workers: int
     flight: Flight
+    gpu: bool
     pace: Pace | None
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
         tiling, needs, flight = self.plan.tiling, self.tiles, self.flight
         radius = "the whole frame" if needs.radius is None else f"{needs.radius} cells"
+        pace = [] if self.pace is None and not self.gpu else [("pace", _pace(self.pace))]
         return [
             ("grid", _by(tiling.grid)),
             ("model", f"radius {radius}, stride {needs.stride}, {needs.bytes_per_cell:.0f} bytes per cell"),
             ("mode", tiling.mode),
             ("tile", f"{_by(tiling.tile)}, halo {tiling.halo}, core {_by(tiling.core)}"),
-            ("batch", f"{self.plan.batch} of {tiling.tile_count} tiles, {self.plan.memory_bytes / 1e9:.2f} GB"),
-            ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)}, cells"),
+            ("tiles", f"{tiling.tile_count}, {self.plan.batch} in a batch, {self.plan.memory_bytes / 1e9:.2f} GB"),
+            ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)} cells"),
             ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
             ("workers", f"{self.workers}, {flight.blocks} block(s) in flight, {flight.team} thread(s)"),
-            ("pace", _pace(self.pace)),
+            *pace,
         ]
 
 
@@ -238,7 +240,8 @@ def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     prepared = prepare(loaded, Resources(cuda.device_count(), usable_cores()))
     setup = prepared.setup
     flight = Flight(setup.blocks_in_flight, setup.order.threads, setup.team)
-    return Planned(prepared.plan, prepared.layout, loaded.tiles, prepared.workers, flight, known_pace(loaded.package))
+    plan, layout, pace = prepared.plan, prepared.layout, known_pace(loaded.package)
+    return Planned(plan, layout, loaded.tiles, prepared.workers, flight, prepared.gpu, pace)
 
 
 def _pace(measured: Pace | None) -> str:

@@ -47,10 +47,11 @@ def publish(
     root: str | None,
     format_: str,
 ) -> Exit:
-    """Check MODEL, rewrite it to each precision, build its engines, judge them, and add it to the registry.
+    """Make a judged release in the registry of a trained MODEL.
 
-    MODEL is an ONNX file with its weights in it or beside it, or the folder of a model package. Without --cases and
-    --product the cases are storms that squall makes up. A run that was killed goes on where it was.
+    MODEL is an ONNX file with its weights in it or beside it, or the folder of a model package. It is checked,
+    rewritten to each precision, built, judged, measured and added. Without --cases and --product the cases are storms
+    that squall makes up. A run that was killed goes on where it was.
 
     \b
     Examples:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:  # help must not wait for ONNX
 ALIASES = ("production", "canary", "shadow")
 
 name_argument = click.argument("name")
-why = click.option("--why", default="", help="The reason, kept in the history.")
+why = click.option("--why", default="", help="The reason, for those who look at the model later.")
 registry_option = click.option(
     "--registry", "root",
-    help="Folder of the registry, or s3://BUCKET/PATH; SQUALL_REGISTRY, or squall/registry in the user's data folder.",
+    help="Folder of the registry, or a URL such as s3://BUCKET/PATH.",
+    show_default="SQUALL_REGISTRY, or squall/registry in the user's data folder",
 )  # fmt: skip
 alias_option = click.option("--alias", type=click.Choice(ALIASES), default="production", show_default=True)
 
@@ -65,9 +66,10 @@ def add(
     root: str | None,
     format_: str,
 ) -> None:
-    """Copy the model package in FOLDER into the registry, as the version that its model.yaml gives.
+    """Copy the model package in FOLDER into the registry.
 
-    FOLDER is shown and checked, transforms and all, by `squall models FOLDER`.
+    Its version is the one that its model.yaml gives. FOLDER is shown and checked, transforms and all, by
+    `squall models FOLDER`.
 
     \b
     Example:
@@ -113,7 +115,9 @@ def list_models(root: str | None, format_: str) -> None:
 @as_json
 @ends_clearly
 def show_model(name: str, reference: str | None, root: str | None, format_: str) -> None:
-    """Show the versions of the model NAME, or check and show the one of a version or alias REFERENCE.
+    """Show the versions of the model NAME, or check and show one.
+
+    REFERENCE is its version or alias.
 
     \b
     Examples:
@@ -130,12 +134,12 @@ def show_model(name: str, reference: str | None, root: str | None, format_: str)
         gates = registry.gates(name, release.version)
         verdict = "go" if any(gates.values()) else "no-go" if gates else "none"
         here = [alias for alias, move in aliases.items() if move is not None and move.version == release.version]
-        rows.append((release.version, release.at, release.who, release.why, verdict, ", ".join(here)))
+        rows.append((release.version, release.at, release.who, release.why, verdict, here))
     columns = ("version", "added", "by", "why", "gate", "aliases")
     if format_ == "json":
         click.echo(show.as_json([dict(zip(columns, row, strict=True)) for row in rows]))
     else:
-        show.table("", columns, rows)
+        show.table("", columns, [(*row, ", ".join(here)) for *row, here in rows])
 
 
 @model.command()
@@ -148,7 +152,9 @@ def show_model(name: str, reference: str | None, root: str | None, format_: str)
 @as_json
 @ends_clearly
 def promote(name: str, version: str, alias: str, force: bool, why: str, root: str | None, format_: str) -> None:
-    """Put VERSION of the model NAME in use, in one step; refused without a passing gate.
+    """Put VERSION of the model NAME in use, in one step.
+
+    Refused without a passing gate.
 
     \b
     Examples:
@@ -167,7 +173,9 @@ def promote(name: str, version: str, alias: str, force: bool, why: str, root: st
 @as_json
 @ends_clearly
 def rollback(name: str, alias: str, only_from: str | None, why: str, root: str | None, format_: str) -> None:
-    """Put the version before the last promote of the model NAME in use again, in one step.
+    """Take back the last promote of the model NAME, in one step.
+
+    The version that was in use before is in use again.
 
     \b
     Example:
@@ -183,7 +191,9 @@ def rollback(name: str, alias: str, only_from: str | None, why: str, root: str |
 @as_json
 @ends_clearly
 def history(name: str, alias: str | None, root: str | None, format_: str) -> None:
-    """List who moved which alias of the model NAME, when and why, oldest first.
+    """List who moved which alias of the model NAME, when and why.
+
+    The oldest move comes first.
 
     \b
     Example:
@@ -196,7 +206,10 @@ def history(name: str, alias: str | None, root: str | None, format_: str) -> Non
         click.echo(show.as_json(moves))
         return
     rows = [(m.at, m.alias, m.action + (" (forced)" if m.is_forced else ""), m.version, m.who, m.why) for m in moves]
-    show.table("", ("time", "alias", "", "version", "by", "why"), rows)
+    if rows:
+        show.table("", ("time", "alias", "", "version", "by", "why"), rows)
+    else:
+        show.out.print(f"no alias of {name} was moved; squall model promote {name} VERSION moves one")
 
 
 def _row(registry: "Registry", name: str) -> dict[str, Any]:

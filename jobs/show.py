@@ -1,7 +1,7 @@
 """What a person sees of a command: progress, tables, one clear line for an error; or JSON for machines."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,7 +105,7 @@ def progress(title: str, quiet: bool) -> Iterator[CycleBar]:
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[news]}"),
-        console=err, transient=True, disable=quiet,
+        console=err, transient=True, disable=quiet or not err.is_terminal,
     )  # fmt: skip
     with bar:
         yield CycleBar(bar, bar.add_task(escape(title), total=None, rate="", news=""))
@@ -117,7 +117,8 @@ def backfill_progress(title: str, quiet: bool) -> Iterator["Callable[[Tally], No
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cycles"),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-        TextColumn("[red]{task.fields[failed]}"), console=err, transient=True, disable=quiet,
+        TextColumn("[red]{task.fields[failed]}"),
+        console=err, transient=True, disable=quiet or not err.is_terminal,
     )  # fmt: skip
     with bar:
         task = bar.add_task(escape(title), total=None, rate="", failed="")
@@ -189,7 +190,7 @@ def cycle_table(report: "CycleReport") -> None:
 def backfill_table(report: "BackfillReport") -> None:
     """The closing table of a backfill."""
     tally = report.tally
-    colour, verb = ("yellow", "made with gaps") if tally.failed else ("green", "made")
+    colour, verb = ("yellow", "made in part") if tally.failed else ("green", "made")
     interval = f"{utc(report.start)} to {utc(report.stop)}"
     out.print(coloured(verb, colour, f" {report.product} {interval} -> {report.store}/{report.product}"))
     table = pairs_table()
@@ -237,6 +238,14 @@ def pairs_table() -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     return table
+
+
+def pairs(facts: Mapping[str, Any]) -> None:
+    """Prints names and values, a line each."""
+    table = pairs_table()
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    out.print(table)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

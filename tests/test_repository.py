@@ -1,11 +1,15 @@
 """What the repository promises outside its code: commands, pinned versions, decisions, the cluster file, clean text."""
 
 import re
+import shlex
 import subprocess
 import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import click
 import jsonschema
 import pytest
 import yaml
@@ -60,11 +64,44 @@ def test_no_two_decisions_share_a_number() -> None:
     assert sorted(set(numbers)) == numbers
 
 
+def code_of(document: str) -> str:
+    """The code of a Markdown document, in blocks and between words, without its comments."""
+    blocks = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    shell = [code for language, code in blocks.findall(document) if language in ("", "sh", "bash", "console")]
+    return re.sub(r"\s#.*", "", "\n".join([*shell, *re.findall(r"`[^`\n]+`", blocks.sub("", document))]))
+
+
 def commands(document: str, program: str) -> set[str]:
     """Names of the commands of `program` that a Markdown document shows in its code."""
-    code = re.findall(r"```(?:sh|bash|console)\n.*?```|`[^`\n]+`", document, re.DOTALL)
-    shown = re.sub(r"\s#.*", "", "\n".join(code))
-    return set(re.findall(rf"(?:^|[`/ ]){program} ([a-z]+)\b", shown, re.MULTILINE))
+    return set(re.findall(rf"(?:^|[`/ ]){program} ([a-z]+)\b", code_of(document), re.MULTILINE))
+
+
+def calls(code: str) -> list[list[str]]:
+    """The words behind `squall` in every line that calls it, up to where the shell takes over; brackets left out."""
+    found = re.findall(r"(?:^|[`/ ])squall ([a-z]+\b[^`|>()\n]*)", code, re.MULTILINE)
+    return [shlex.split(re.sub(r"[\[\]]", "", words)) for words in found]
+
+
+def parse(words: list[str]) -> None:
+    """Reads words as the command line does, except that no value is looked at or missed.
+
+    Raises:
+        click.UsageError: there is no such command or option.
+    """
+    command: click.Command = main
+    while isinstance(command, click.Group) and words:
+        _, found, words = command.resolve_command(click.Context(command), words)
+        assert found is not None
+        command = found
+    with suppress(click.BadOptionUsage):  # of an option without its value, as prose names it
+        command.make_parser(click.Context(command)).parse_args(list(words))
+
+
+def all_commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            yield from all_commands(one)
 
 
 def targets() -> set[str]:
@@ -76,6 +113,25 @@ def test_every_command_that_a_document_shows_exists(file: Path) -> None:
     text = file.read_text()
     assert commands(text, "make") <= targets()
     assert commands(text, "squall") <= set(main.commands)
+    for words in calls(code_of(text)):
+        parse(words)
+
+
+def test_every_command_that_help_shows_exists() -> None:
+    examples = [text for command in all_commands(main) for text in (command.help or "").split("\b")[1:]]
+    shown = [words for text in examples for words in calls(text)]
+    assert len(shown) > len(main.commands)
+    for words in shown:
+        parse(words)
+
+
+@pytest.mark.parametrize(
+    "line", ["squall rin x.yaml", "squall run x.yaml --colour red", "squall engine bild x", "squall pool stop --now"]
+)
+def test_a_command_or_an_option_that_does_not_exist_is_found(line: str) -> None:
+    (words,) = calls(line)
+    with pytest.raises(click.UsageError):
+        parse(words)
 
 
 def test_commands_are_found_in_code_and_not_in_prose() -> None:

@@ -498,6 +498,13 @@ def test_a_file_of_cases_with_python_objects_is_refused_and_not_executed(tmp_pat
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_file_of_cases_that_unpacks_beyond_the_limit_is_refused_before_it_is(tmp_path, monkeypatch):
+    path = save_cases(tmp_path / "large.npz", some_cases())
+    monkeypatch.setattr("engines.cases.GREATEST_BYTES", 100)
+    with pytest.raises(CaseError, match=r"large\.npz unpacks to \d+ bytes; at most 100"):
+        load_cases(path)
+
+
 @pytest.mark.parametrize(
     ("key", "values"),
     [

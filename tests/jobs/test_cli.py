@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
+from jobs import show
 from jobs.cli import Time, main
 from jobs.outcome import Exit
 from jobs.raylet import RayGoneError
@@ -27,6 +28,19 @@ def test_every_command_explains_itself_with_an_example(command):
     done = squall(command, "--help")
     assert done.exit_code == 0
     assert f"squall {command}" in done.output.split("Usage:")[1].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize("group", [(), ("model",), ("engine",), ("pool",)])
+def test_the_list_of_commands_says_what_each_is_for_in_whole_sentences(group):
+    shown = CliRunner().invoke(main, [*group, "--help"], terminal_width=78).output  # of a terminal of 80
+    assert "..." not in shown.split("Commands:")[1]
+
+
+@pytest.mark.parametrize("display", [show.progress, show.backfill_progress])
+def test_progress_prints_nothing_where_nobody_looks(display, capfd):
+    with display("rain", quiet=False):
+        pass
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_valid_product_is_said_to_be_valid(product):
@@ -145,6 +159,9 @@ def test_models_are_listed_and_a_package_is_described(product):
     assert "builtin:advection" in squall("models").output
     done = squall("models", product.parent / "blur")
     assert "blur-1-" in done.output
+    told = json.loads(squall("models", product.parent / "blur", "--format", "json").output)
+    assert told["model"].startswith("blur-1-")
+    assert told["lead_times"] == "5, 10, 15 min"
     assert squall("models", product.parent).exit_code == Exit.BAD_CONFIGURATION
     refused = squall("models", "builtin:unet")
     assert refused.exit_code == Exit.BAD_CONFIGURATION

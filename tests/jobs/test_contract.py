@@ -11,7 +11,7 @@ from engines.model import Transform, load_package
 from engines.zoo import PersistenceSpec, write_package
 from jobs.cli import main
 from jobs.contract import chain_text, model_needs
-from jobs.models import package_rows
+from jobs.models import describe_package
 from pipelines.errors import ConfigError
 
 CHAIN = [{"name": "clip", "minimum": 0}, {"name": "log1p"}, {"name": "standardise", "mean": 0.5, "std": 2}]
@@ -59,7 +59,7 @@ def test_a_bad_chain_is_refused_before_a_model_is_used(folder, command, tmp_path
 
 
 def test_a_package_is_shown_with_its_chains(folder):
-    rows = dict(package_rows(str(change(folder, "input", CHAIN)))[1])
+    rows = describe_package(str(change(folder, "input", CHAIN)))
     assert rows["input transform"] == "clip minimum=0 -> log1p -> standardise mean=0.5 std=2"
     assert rows["output transform"] == "identity"
 

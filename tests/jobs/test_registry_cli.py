@@ -52,7 +52,7 @@ def test_list_and_show_say_what_stands_where(two):
     )  # fmt: skip
     code, said = two(model, "show", "rain", "--format", "json")
     rows = [(row["version"], row["gate"], row["aliases"]) for row in json.loads(said)]
-    assert rows == [("1.0", "go", "production"), ("2.0", "no-go", "")]
+    assert rows == [("1.0", "go", ["production"]), ("2.0", "no-go", [])]
     code, said = two(model, "show", "rain", "production")
     assert code == 0
     assert "model.onnx" in said
@@ -93,6 +93,13 @@ def test_a_registry_is_named_by_an_option_too_and_a_bad_url_ends_with_5_and_one_
 
 def test_an_empty_registry_says_how_to_begin(run):
     assert "squall model add" in run(model, "list")[1]
+
+
+def test_a_history_of_no_moves_says_how_to_move(two):
+    assert two(model, "history", "rain") == (
+        0, "no alias of rain was moved; squall model promote rain VERSION moves one\n"
+    )  # fmt: skip
+    assert json.loads(two(model, "history", "rain", "--format", "json")[1]) == []
 
 
 def test_two_engine_files_are_told_apart_by_the_beginning_of_their_names(run, tmp_path):

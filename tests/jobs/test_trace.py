@@ -107,7 +107,7 @@ def test_a_run_leaves_a_trace_in_which_every_span_lies_inside_its_cycle(product,
         main, ["run", str(product), "--time", "2024-06-01T12:20Z", "--trace", str(path), "--format", "json"]
     )
     assert done.exit_code == 0, done.output
-    assert json.loads(done.output)["activities"] == []
+    assert "activities" not in json.loads(done.output)
     trace = json.loads(path.read_text())
     found = events(trace, "X")
     (cycle,) = (event for event in found if event["name"] == "cycle")
