@@ -17,6 +17,7 @@ import numpy as np
 
 from jobs.trace import Activity, activities_of
 from pipelines.errors import IncompleteError, PipelineError
+from pipelines.frames import text_of
 from pipelines.memory import Memory, together
 from pipelines.product import format_duration
 from pipelines.run import BlockResult
@@ -122,7 +123,7 @@ def make_cycle(
     return replace(
         report,
         path=path,
-        warnings=(*_blank(prepared, report), *late),
+        warnings=(*_absent(cycle), *_blank(prepared, report), *late),
         publish_seconds=done - publishing,
         total_seconds=done - start,
         activities=(*activities_of(spans), *report.activities),
@@ -181,6 +182,12 @@ def _point(prepared: "Prepared") -> tuple[str, ...]:
     return ()
 
 
+def _absent(cycle: Cycle) -> tuple[str, ...]:
+    """A warning if the model was given frames as missing that are not there."""
+    times = ", ".join(map(text_of, cycle.missing_times))
+    return (f"not there, and given to the model as missing (input.missing_frame): {times}",) if times else ()
+
+
 def _blank(prepared: "Prepared", report: CycleReport) -> tuple[str, ...]:
     """A warning if a lead time holds no value; the newest frame has some, or there would be no forecast."""
     if not report.blank_leads:
@@ -217,7 +224,7 @@ def _report(
         reference_time=cycle.reference_time,
         status=Status.GAPS if gaps else Status.PUBLISHED,
         path="",
-        frame_times=cycle.frame_times,
+        frame_times=cycle.found_times,
         blocks=len(blocks),
         workers=prepared.workers,
         tiles_run=sum(result.tiles_run for result in results),

@@ -90,7 +90,8 @@ class Prepared:
             f"weights {order.model.weights_sha256[:12]}",
             versions=_versions(),
             input_store=self.product.input.store,
-            frame_times=cycle.frame_times,
+            frame_times=cycle.found_times,
+            missing_times=cycle.missing_times,
         )
 
 

@@ -41,7 +41,8 @@ class Provenance:
     """Where a forecast comes from; kept as `squall_...` attributes of its store.
 
     `product` is the resolved product file (YAML); `model` and `engine` name and identify what ran;
-    `versions` are those of the packages that shape the numbers; `frame_times` are the input times used.
+    `versions` are those of the packages that shape the numbers; `frame_times` are the input times used, `missing_times`
+    those of frames that the model was given as missing.
     """
 
     product: str
@@ -50,8 +51,10 @@ class Provenance:
     versions: Mapping[str, str]
     input_store: str
     frame_times: Sequence[np.datetime64]
+    missing_times: Sequence[np.datetime64] = ()
 
     def attributes(self) -> dict[str, Attribute]:
+        missing = {"squall_missing_frame_times": _in_seconds(self.missing_times)} if self.missing_times else {}
         return {
             "source": f"model {self.model}; engine {self.engine}",
             "history": f"squall: forecast made from frames of {self.input_store}",
@@ -60,8 +63,13 @@ class Provenance:
             "squall_engine": self.engine,
             "squall_versions": ", ".join(f"{name} {version}" for name, version in sorted(self.versions.items())),
             "squall_input_store": self.input_store,
-            "squall_frame_times": " ".join(str(t.astype("datetime64[s]")) for t in self.frame_times),
+            "squall_frame_times": _in_seconds(self.frame_times),
+            **missing,
         }
+
+
+def _in_seconds(times: Sequence[np.datetime64]) -> str:
+    return " ".join(str(time.astype("datetime64[s]")) for time in times)
 
 
 @dataclass(frozen=True, eq=False)

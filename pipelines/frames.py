@@ -32,6 +32,12 @@ class Cycle:
     frame_indices: tuple[int | None, ...]
 
     @property
+    def found_times(self) -> tuple[np.datetime64, ...]:
+        """The times of frames that are there."""
+        pairs = zip(self.frame_times, self.frame_indices, strict=True)
+        return tuple(time for time, index in pairs if index is not None)
+
+    @property
     def missing_times(self) -> tuple[np.datetime64, ...]:
         """The times of frames that are not there."""
         pairs = zip(self.frame_times, self.frame_indices, strict=True)

@@ -347,6 +347,14 @@ def test_blocks_share_in_what_a_lead_time_holds(ready, product):
     assert "lead_times_without_values" not in describe(report.path)
 
 
+def test_a_frame_that_is_not_there_is_named_in_a_warning_and_in_the_store(ready, product):
+    (product.parent / "radar.zarr/precip_rate/c/3/0/0").unlink()
+    report = run_cycle(*ready("input.missing_frame=use_available"), TIME)
+    assert report.frame_times == (TIME,)
+    assert report.warnings == ("not there, and given to the model as missing (input.missing_frame): 2024-06-01T12:15Z",)
+    assert describe(report.path)["missing_frame_times"] == "2024-06-01T12:15:00"
+
+
 def test_a_dry_forecast_is_no_reason_to_warn(ready, product):
     zarr.open(product.parent / "radar.zarr")["precip_rate"][:, :-40] = 0
     report = run_cycle(*ready(), TIME)

@@ -126,6 +126,8 @@ def test_an_older_frame_may_be_missing_if_the_product_says_so(frames, tmp_path):
     path = frames.write(tmp_path / "radar.zarr", axes=seconds(0, 300, 600, 900, 1500, 1800))
     cycle = read_cycle(frames.product(path, missing_frame="use_available"))
     assert cycle.frame_indices == (None, 4, 5)
+    times = frames.every(5, 7)
+    assert (cycle.found_times, cycle.missing_times) == ((times[5], times[6]), (times[4],))
 
 
 def test_an_older_frame_may_be_unwritten_or_empty_if_the_product_says_so(frames, tmp_path):

@@ -84,6 +84,10 @@ def test_provenance_can_be_read_back(shelf):
     assert root["squall_versions"] == "squall 0.1, zarr 3"
     assert root["squall_frame_times"] == "2016-09-28T15:25:00 2016-09-28T15:30:00"
     assert root["squall_product"] == "name: rain\n"
+    assert "squall_missing_frame_times" not in root
+    late = replace(provenance, missing_times=provenance.frame_times[:1])
+    root = json.loads(files(shelf, provenance=late)["zarr.json"])["attributes"]
+    assert root["squall_missing_frame_times"] == "2016-09-28T15:25:00"
 
 
 def test_lead_times_off_the_minute_are_kept_in_seconds(shelf):
