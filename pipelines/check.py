@@ -252,6 +252,9 @@ def _check_output(product: Product) -> Iterator[Problem]:
     root, frames = PurePath(product.output.store), PurePath(product.input.store)
     if root == frames or frames in root.parents:
         yield Problem("output.store", f"{product.output.store} lies in the store that is read", "a place of its own")
+    if product.output.store.startswith("memory://"):
+        found = f"{product.output.store} is in the memory of one process"
+        yield Problem("output.store", found, "a place that all workers see")
     yield from _refusal("output.store", lambda: open_shelf(product.output.store, product.name).check())
 
 

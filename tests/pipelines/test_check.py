@@ -229,6 +229,12 @@ def test_a_forecast_is_not_written_into_the_bucket_store_that_is_read(frames, tm
     assert "lies in the store that is read" in str(problem)
 
 
+def test_a_forecast_is_not_written_into_the_memory_of_one_process(frames, tmp_path):
+    product = frames.product(frames.write(tmp_path / "radar.zarr"), "memory:///forecasts")
+    (problem,) = check_product(product, open_source(product.input), MODEL, TILE)
+    assert "is in the memory of one process; expected a place that all workers see" in str(problem)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_write_permission_is_named(frames, tmp_path):
     (tmp_path / "forecasts").mkdir(mode=0o555)
