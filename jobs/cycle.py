@@ -83,7 +83,7 @@ def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) ->
         try:
             source = prepared.source.refresh()
             if reference_time is None:
-                source = arrived(source, _now() + _AHEAD)
+                source = arrived(source, _now(), _AHEAD)
             cycle = find_inputs(source, prepared.product, reference_time)
             break
         except NotYetError:

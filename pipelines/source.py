@@ -176,21 +176,41 @@ class Source:
         with _reading(f"frame {text_of(self.times[index])} of {self.where}"):
             return bool(sync(_any_exists(_connect(self.store), keys)))
 
+    def is_blank(self, index: int) -> bool:
+        """True if every cell of a frame holds the fill value of the array, as where nobody has written it."""
+        fill = self.metadata.fill_value
+        with _reading(f"frame {text_of(self.times[index])} of {self.where}", CorruptInputError):
+            raw = self._array().get_basic_selection(self._selection(index, self.grid.window))
+        return bool((np.isnan(raw) if fill != fill else raw == (fill or 0)).all())
+
+    @property
+    def frames_of_chunk(self) -> int:
+        """Frames that share a stored object."""
+        return int(self._stored_sizes()[self.axes[0]])
+
     def _read_frame(self, cycle: Cycle, position: int, window: Window, target: Raw) -> None:
         frame = f"frame {text_of(cycle.frame_times[position])} of {self.where}, window {window},"
-        selection: list[Any] = [0] * len(self.metadata.shape)
-        for axis, part in zip(self.axes, (cycle.frame_indices[position], *window.slices), strict=True):
-            selection[axis] = part
+        selection = self._selection(cycle.frame_indices[position], window)
         stored = target if self.axes[1] < self.axes[2] else np.empty(target.T.shape, target.dtype)
         with _reading(frame, CorruptInputError):
-            self._array().get_basic_selection(tuple(selection), out=NDBuffer.from_numpy_array(stored))
+            self._array().get_basic_selection(selection, out=NDBuffer.from_numpy_array(stored))
         if stored is not target:
             target[...] = stored.T
         check_sense(target, self.encoding, frame)
 
-    def _chunk_keys(self, index: int) -> Iterator[str]:
+    def _selection(self, index: int | None, window: Window) -> tuple[Any, ...]:
+        """Of a frame in a window, by the dims of the array; the one cell of any other dim."""
+        selection: list[Any] = [0] * len(self.metadata.shape)
+        for axis, part in zip(self.axes, (index, *window.slices), strict=True):
+            selection[axis] = part
+        return tuple(selection)
+
+    def _stored_sizes(self) -> tuple[int, ...]:
         array = self._array()
-        sizes = array.shards or array.chunks
+        return tuple(array.shards or array.chunks)
+
+    def _chunk_keys(self, index: int) -> Iterator[str]:
+        sizes = self._stored_sizes()
         along = [range(ceil(n / size)) for n, size in zip(self.metadata.shape, sizes, strict=True)]
         time = index // sizes[self.axes[0]]
         along[self.axes[0]] = range(time, time + 1)
@@ -229,14 +249,18 @@ def find_inputs(source: Source, product: Product, reference_time: np.datetime64 
     return without_absent(cycle, stored, product.input.missing_frame, source.where)
 
 
-def arrived(source: Source, limit: np.datetime64) -> Source:
-    """The source up to its newest frame, if its time axis is laid out ahead: to times after `limit`, of empty frames.
+def arrived(source: Source, now: np.datetime64, ahead: np.timedelta64) -> Source:
+    """The source up to its newest frame, if its time axis is laid out ahead: to times after `now`, of empty frames.
+
+    Args:
+        ahead: how far after `now` a frame may be; an axis is laid out ahead also if it ends before that.
 
     Raises:
-        NotYetError: none of the last times before the limit has a frame.
+        NotYetError: none of the last times up to then has a frame.
+        InputError: it does not show which frames have arrived, for they share chunks.
     """
-    times = source.times
-    if not len(times) or not times[-1] > limit or source.is_stored(len(times) - 1):
+    times, limit = source.times, now + ahead
+    if not len(times) or not times[-1] > now or _is_last_there(source):
         return source
     past = int(np.searchsorted(times, limit, "right"))
     count = next((n for n in range(past, max(0, past - _LOOK_BACK), -1) if source.is_stored(n - 1)), 0)
@@ -246,6 +270,19 @@ def arrived(source: Source, limit: np.datetime64) -> Source:
             f"{min(past, _LOOK_BACK)} frames before {text_of(limit)}"
         )
     return replace(source, times=times[:count])
+
+
+def _is_last_there(source: Source) -> bool:
+    """Whether the last frame is; a chunk of several frames is stored as soon as one of them is, so cells are read."""
+    last, together = len(source.times) - 1, source.frames_of_chunk
+    is_there = source.is_stored(last) and (together == 1 or not source.is_blank(last))
+    if together > 1 and not is_there:
+        raise InputError(
+            f"the time axis of {source.where} goes on to {text_of(source.times[last])}, and {together} frames share a "
+            "chunk, so that it does not show which have arrived; expected one frame a chunk, or a time given with the "
+            "command (--time, --to)"
+        )
+    return is_there
 
 
 def without_absent(cycle: Cycle, stored: Sequence[bool], missing_frame: str, where: str) -> Cycle:

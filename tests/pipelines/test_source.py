@@ -100,32 +100,71 @@ def test_dims_in_any_order_read_the_same(frames, tmp_path, order, consolidated):
     assert len(source.refresh().times) == 6
 
 
+QUARTER = np.timedelta64(15, "m")
+
+
+def laid_out(frames, path, stored, **options):
+    """A source of six frames 5 minutes apart, of which only some were written."""
+    codes = frames.codes()
+    codes[[n for n in range(6) if n not in stored]] = options.get("fill_value", -32768)
+    return open_source(frames.product(frames.write(path / "radar.zarr", codes, **options)).input)
+
+
 @pytest.mark.parametrize(
-    ("stored", "limit", "newest"),
+    ("stored", "now", "newest"),
     [
-        ((0, 1, 2, 3), "12:22", "12:15"),  # laid out ahead
-        ((0, 1, 3), "12:10", "12:05"),  # a frame of a time to come is not one that has arrived
+        ((0, 1, 2, 3), "12:07", "12:15"),  # laid out ahead
+        ((0, 1, 2, 3), "12:16", "12:15"),  # by less than clocks may differ by
+        ((0, 1, 2, 3), "12:24", "12:15"),
+        ((0, 1, 3), "11:55", "12:05"),  # a frame of a time to come is not one that has arrived
         ((0, 1, 2, 3), "12:25", "12:25"),  # the newest frame is late
-        ((0, 1, 2, 3, 5), "12:12", "12:25"),  # a frame of a time to come, refused elsewhere
+        ((0, 1, 2, 3, 5), "11:57", "12:25"),  # a frame of a time to come, refused elsewhere
     ],
 )
 def test_where_the_time_axis_is_laid_out_ahead_the_newest_frame_is_the_last_one_stored(
-    frames, tmp_path, stored, limit, newest
+    frames, tmp_path, stored, now, newest
 ):
-    codes = frames.codes()
-    codes[[n for n in range(6) if n not in stored]] = -32768
-    source = open_source(frames.product(frames.write(tmp_path / "radar.zarr", codes)).input)
-    found = arrived(source, np.datetime64(f"2024-06-01T{limit}", "ns"))
+    source = laid_out(frames, tmp_path, stored)
+    found = arrived(source, np.datetime64(f"2024-06-01T{now}", "ns"), QUARTER)
     assert found.times[-1] == np.datetime64(f"2024-06-01T{newest}", "ns")
-    assert len(arrived(source.refresh(), source.times[-1]).times) == 6
+    assert len(arrived(source.refresh(), source.times[-1], QUARTER).times) == 6
 
 
 def test_an_axis_ahead_of_no_frames_says_so(frames, tmp_path):
-    source = open_source(
-        frames.product(frames.write(tmp_path / "radar.zarr", np.full((6, 30, 41), -32768, np.int16))).input
-    )
+    source = laid_out(frames, tmp_path, ())
     with pytest.raises(NotYetError, match=r"goes on to 2024-06-01T12:25Z, but nothing is stored of the last 3 frames"):
-        arrived(source, np.datetime64("2024-06-01T12:12", "ns"))
+        arrived(source, np.datetime64("2024-06-01T11:57", "ns"), QUARTER)
+
+
+@pytest.mark.parametrize("options", [{"chunks": (4, 8, 41)}, {"chunks": (1, 8, 16), "shards": (2, 32, 48)}])
+@pytest.mark.parametrize("fill", [-32768, 0])
+def test_an_axis_ahead_of_frames_that_share_chunks_is_refused_for_they_would_read_as_rain_of_the_fill_value(
+    frames, tmp_path, options, fill
+):
+    source = laid_out(frames, tmp_path, (0, 1, 2, 3, 4), fill_value=fill, **options)
+    now = np.datetime64("2024-06-01T12:21", "ns")
+    assert source.is_stored(5)
+    with pytest.raises(InputError, match=r"goes on to 2024-06-01T12:25Z, and \d frames share a chunk.*--time"):
+        arrived(source, now, QUARTER)
+    there = laid_out(frames, tmp_path, range(6), fill_value=fill, **options)
+    assert arrived(there, now, QUARTER) is there
+
+
+@pytest.mark.parametrize("options", [{}, {"zarr_format": 2}, {"dims": ("x", "y", "time")}])
+@pytest.mark.parametrize("fill", [np.nan, -1.0, 0.0])
+def test_a_frame_of_nothing_but_the_fill_value_is_blank(frames, tmp_path, options, fill):
+    codes = frames.codes().astype(np.float32)
+    codes[2] = fill
+    codes = codes.T.copy() if "dims" in options else codes
+    axes = {"time": (np.arange(6) * 300, {"units": "seconds since 2024-06-01"})} if "dims" in options else {}
+    if "dims" in options:
+        axes |= {"y": (np.arange(30) * 1000.0, {"units": "m"}), "x": (np.arange(41) * 1000.0, {"units": "m"})}
+    attributes = {"units": "mm h-1", "_FillValue": -32768.0}
+    store = frames.write(
+        tmp_path / "radar.zarr", codes, frames.every(5, 6), attributes, fill_value=fill, axes=axes, **options
+    )
+    source = open_source(frames.product(store).input)
+    assert [source.is_blank(index) for index in range(6)] == [False, False, True, False, False, False]
 
 
 @pytest.mark.parametrize(
