@@ -17,6 +17,7 @@ from time import monotonic, sleep
 import numpy as np
 import ray
 
+from jobs import clock
 from jobs.drive import Drive
 from jobs.hindcast import Group, GroupResult, Order, given_up_reports
 from jobs.make import CycleReport, Status
@@ -29,6 +30,7 @@ from pipelines.interval import ReferenceTimes, times_within
 from pipelines.ledger import Ledger, Row
 from pipelines.product import format_duration
 from pipelines.sink import has_drafts, sweep
+from pipelines.source import arrived
 from pipelines.spans import Seconds
 
 GROUP_SECONDS = 1.0  # of work in one call: the cost of a call, about a millisecond, vanishes in it
@@ -120,7 +122,7 @@ def backfill(file: Path, overrides: Sequence[str], wanted: Wanted, progress: Pro
         PipelineError, EngineError, RayGoneError: what would end every cycle; those published by then stay.
     """
     loaded = load(file, overrides)
-    times = _reference_times(loaded, wanted)
+    times = reference_times(loaded, wanted)
     connect()
     try:
         prepared = prepare(loaded, cluster_resources(), whole_cycles=True)
@@ -140,8 +142,13 @@ def _sweep_up(store: str, product: str) -> None:
         sweep(store, product)
 
 
-def _reference_times(loaded: Loaded, wanted: Wanted) -> ReferenceTimes:
-    source = loaded.source
+def reference_times(loaded: Loaded, wanted: Wanted) -> ReferenceTimes:
+    """Those that are wanted; without an end up to the newest frame that is there, whatever the axis says.
+
+    Raises:
+        ConfigError, InputError: as `times_within` and `arrived`.
+    """
+    source = loaded.source if wanted.stop is not None else arrived(loaded.source, clock.now(), clock.AHEAD)
     return times_within(source.times, loaded.product.input, wanted.start, wanted.stop, wanted.every, source.where)
 
 

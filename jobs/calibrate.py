@@ -7,6 +7,7 @@ from pathlib import Path
 from engines import cuda
 from engines.cores import usable_cores
 from engines.scratch import scratch_folder
+from jobs import clock
 from jobs.pace import keep_pace
 from jobs.pool import Resources
 from jobs.prepare import Prepared, load, prepare
@@ -15,7 +16,7 @@ from pipelines.errors import InputError
 from pipelines.planner import Pace
 from pipelines.run import BlockResult
 from pipelines.sink import make_draft
-from pipelines.source import find_inputs
+from pipelines.source import arrived, find_inputs
 from pipelines.tiling import Tiling
 
 BLOCKS = 6  # that a measurement makes, after one that is not counted
@@ -40,7 +41,7 @@ def measure_pace(prepared: Prepared) -> Pace:
         InputError: the frames cannot be read, or the blocks need no inference (all dry or missing).
         EngineError: the engine cannot be had.
     """
-    cycle = find_inputs(prepared.source, prepared.product)
+    cycle = find_inputs(arrived(prepared.source, clock.now(), clock.AHEAD), prepared.product)
     tiling, worker = prepared.plan.tiling, Worker(replace(prepared.setup, team=1))
     blocks = tiling.blocks()[:BLOCKS]
     with scratch_folder("squall-scratch-pace-") as folder:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 
+from jobs import clock
 from jobs.drive import Drive
 from jobs.frames import SharedFrames, share_frames
 from jobs.make import CycleReport, Filled, Status, describe_cycle, make_cycle
@@ -26,7 +26,6 @@ from pipelines.tiling import Block
 __all__ = ["CycleReport", "Progress", "Status", "run_cycle", "wait_for_inputs"]
 
 _POLL_SECONDS = 1.0
-_AHEAD = np.timedelta64(30, "m")  # that clocks may differ by; a time zone is more
 
 Progress = Callable[[int, int, Sequence[BlockResult]], None]
 """Called with blocks settled, blocks in all, and the results so far."""
@@ -83,7 +82,7 @@ def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) ->
         try:
             source = prepared.source.refresh()
             if reference_time is None:
-                source = arrived(source, _now(), _AHEAD)
+                source = arrived(source, clock.now(), clock.AHEAD)
             cycle = find_inputs(source, prepared.product, reference_time)
             break
         except NotYetError:
@@ -91,17 +90,13 @@ def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) ->
                 raise
             sleep(_POLL_SECONDS)
     if reference_time is None:
-        _refuse_future(cycle, _now(), source.where)
+        _refuse_future(cycle, clock.now(), source.where)
     return source, cycle
-
-
-def _now() -> np.datetime64:
-    return np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ns")
 
 
 def _refuse_future(cycle: Cycle, now: np.datetime64, where: str) -> None:
     """Raises InputError if the newest frame is of a time to come: `latest` would stay at it, and `keep` start there."""
-    if cycle.reference_time > now + _AHEAD:
+    if cycle.reference_time > now + clock.AHEAD:
         raise InputError(
             f"the newest frame of {where} is of {text_of(cycle.reference_time)}, and now it is {text_of(now)}: a time "
             "or the clock of this machine is wrong; --time makes the cycle of an earlier frame"

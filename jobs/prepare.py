@@ -14,7 +14,7 @@ from engines.cores import usable_cores
 from engines.model import ModelPackage
 from engines.precision import Precision
 from engines.typed import TypedModel
-from jobs import __version__
+from jobs import __version__, clock
 from jobs.contract import model_needs
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
@@ -28,7 +28,7 @@ from pipelines.errors import ConfigError, PipelineError
 from pipelines.layout import Layout, choose_layout
 from pipelines.planner import Crew, Flight, Needs, Pace, Plan, make_plan
 from pipelines.product import Product, ProductFileError, dump_product, load_product
-from pipelines.source import Cycle, Source, open_source
+from pipelines.source import Cycle, Source, arrived, open_source
 from pipelines.transform import BLOCK_CELLS, SHARED_CELLS, ModelNeeds, make_decoder, make_encoder, output_quantity
 
 T = TypeVar("T")
@@ -262,7 +262,7 @@ def find_problems(file: Path, overrides: Sequence[str]) -> list[Problem]:
         return [Problem(key, reason) for key, reason in error.problems]
     except ConfigError as error:
         return [Problem("product file", str(error))]
-    source = _tried(lambda: open_source(product.input))
+    source = _tried(lambda: arrived(open_source(product.input), clock.now(), clock.AHEAD))
     package = _tried(lambda: find_package(product, source)) if isinstance(source, Source) else None
     if not isinstance(package, ModelPackage):
         reason = package or ConfigError(f"{product.model.package} is checked once the input store can be opened")

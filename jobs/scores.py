@@ -66,7 +66,8 @@ def _score_cycle(
     valid = (forecast.init_time + forecast.lead_time).values
     times = np.array([cycle.reference_time, *valid], "datetime64[ns]")
     tolerance = np.timedelta64(product.input.tolerance, "ns")
-    indices = [find_nearest(source.times, time, tolerance) for time in times]
+    near = [find_nearest(source.times, time, tolerance) for time in times]
+    indices = [index if index is not None and source.is_stored(index) else None for index in near]
     seen = [position for position, index in enumerate(indices) if index is not None]
     if indices[0] is None or len(seen) == 1:
         return None

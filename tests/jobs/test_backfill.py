@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.backfill import MOST_CYCLES, Wanted, Work, backfill, next_size, outcome_of, run_backfill
+from jobs.backfill import MOST_CYCLES, Wanted, Work, backfill, next_size, outcome_of, reference_times, run_backfill
 from jobs.cycle import run_cycle
 from jobs.drive import Drive
 from jobs.hindcast import Group, GroupResult
@@ -244,6 +244,15 @@ def test_an_error_that_ends_every_cycle_ends_the_backfill(ready, product):
     (folder / "2024").write_text("in the way")
     with pytest.raises(OutputError, match="2024"):
         fill(ready)
+
+
+def test_frames_that_are_laid_out_ahead_are_asked_for_only_by_their_times(product, monkeypatch):
+    for frame in ("4", "5"):
+        shutil.rmtree(product.parent / "radar.zarr" / "precip_rate" / "c" / frame)
+    monkeypatch.setattr("jobs.clock.now", lambda: np.datetime64("2024-06-01T12:17", "ns"))
+    loaded = load(product, ())
+    assert list(reference_times(loaded, Wanted())) == list(TIMES[:3])
+    assert list(reference_times(loaded, Wanted(stop=TIMES[-1]))) == list(TIMES)
 
 
 @pytest.mark.parametrize(

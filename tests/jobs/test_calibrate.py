@@ -1,8 +1,10 @@
 """The pace: measured on real blocks, kept, and what the planner goes by; nothing is published."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -55,6 +57,12 @@ def test_measuring_publishes_nothing(product):
     assert pace.infer > 0
     assert pace.host > 0
     assert not (product.parent / "out").exists()
+
+
+def test_frames_that_are_laid_out_ahead_are_not_measured(product, monkeypatch):
+    shutil.rmtree(product.parent / "radar.zarr" / "precip_rate" / "c" / "5")
+    monkeypatch.setattr("jobs.clock.now", lambda: np.datetime64("2024-06-01T12:21", "ns"))
+    assert measure_pace(prepare(load(product, []), Resources(0, 2))).infer > 0
 
 
 def test_beside_a_gpu_the_plan_says_whose_pace_it_goes_by(tmp_path, monkeypatch, product):

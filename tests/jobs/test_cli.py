@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_a_valid_product_is_said_to_be_valid(product):
     done = squall("validate", product)
     assert done.exit_code == 0, done.output
     assert "valid" in done.output
+
+
+def test_of_a_time_axis_that_is_laid_out_ahead_the_newest_frame_there_is_checked(product, monkeypatch):
+    frames = product.parent / "radar.zarr" / "precip_rate" / "c"
+    shutil.rmtree(frames / "5")
+    (frames / "4" / "0" / "0").write_bytes(b"damaged")
+    monkeypatch.setattr("jobs.clock.now", lambda: np.datetime64("2024-06-01T12:21", "ns"))
+    done = squall("validate", product, "--format", "json")
+    (problem,) = json.loads(done.output)["problems"]
+    assert "2024-06-01T12:20Z" in problem["found"]
 
 
 def test_every_problem_of_a_product_is_listed_at_once(product):

@@ -61,12 +61,29 @@ def test_a_newest_frame_of_a_time_to_come_makes_no_cycle_unless_it_is_asked_for(
     prepared = prepare(load(product, []), cluster_resources())
     newest, minutes = prepared.source.times[-1], np.timedelta64(1, "m")
     for ahead in (-60 * minutes, 29 * minutes):
-        monkeypatch.setattr("jobs.cycle._now", lambda ahead=ahead: newest - ahead)
+        monkeypatch.setattr("jobs.clock.now", lambda ahead=ahead: newest - ahead)
         assert wait_for_inputs(prepared, None)[1].reference_time == newest
-    monkeypatch.setattr("jobs.cycle._now", lambda: newest - 31 * minutes)
+    monkeypatch.setattr("jobs.clock.now", lambda: newest - 31 * minutes)
     with pytest.raises(InputError, match=r"is of 2024-06-01T12:25Z, and now it is 2024-06-01T11:54Z"):
         wait_for_inputs(prepared, None)
     assert wait_for_inputs(prepared, newest)[1].reference_time == newest
+
+
+def lay_out(product: Path, written: int) -> None:
+    """Has the store go on without the frames from some on, as one that was laid out ahead."""
+    for frame in range(written, 6):
+        shutil.rmtree(product.parent / "radar.zarr" / "precip_rate" / "c" / str(frame))
+
+
+@pytest.mark.parametrize("minutes", [-2, 5, 10])
+def test_the_newest_frame_of_a_time_axis_that_is_laid_out_ahead_is_the_last_one_stored(product, monkeypatch, minutes):
+    lay_out(product, 3)
+    monkeypatch.setattr(
+        "jobs.clock.now", lambda: np.datetime64("2024-06-01T12:12", "ns") + np.timedelta64(minutes, "m")
+    )
+    prepared = prepare(load(product, ()), cluster_resources())
+    for _ in range(2):
+        assert wait_for_inputs(prepared, None)[1].reference_time == np.datetime64("2024-06-01T12:10", "ns")
 
 
 def left_in_staging(product: Path) -> list[Path]:

@@ -1,5 +1,9 @@
 """Forecast and observation are scored in the same units, at the same times."""
 
+import shutil
+from dataclasses import replace
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -27,11 +31,15 @@ def rates(frames=4):
 def verified(tmp_path):
     """Scores of a persistence forecast of the first frame, from a store with these units and seconds of jitter."""
 
-    def verify(units, factor, jitter=(0, 0, 0, 0), attributes=RATE):
+    def verify(units, factor, jitter=(0, 0, 0, 0), attributes=RATE, unwritten=()):
         times = START + np.arange(4) * np.timedelta64(5, "m") + np.array(jitter).astype("timedelta64[s]")
         coordinates = {"time": times, "y": np.arange(20) * 1000.0, "x": np.arange(30) * 1000.0}
         rain = xr.DataArray(rates() * factor, coordinates, ("time", "y", "x"), attrs={"units": units})
-        rain.to_dataset(name="rain").to_zarr(tmp_path / "radar.zarr", mode="w", consolidated=False)
+        rain.to_dataset(name="rain").to_zarr(
+            tmp_path / "radar.zarr", mode="w", consolidated=False, encoding={"rain": {"chunks": (1, 20, 30)}}
+        )
+        for frame in unwritten:
+            shutil.rmtree(tmp_path / "radar.zarr" / "rain" / "c" / str(frame))
         tree = {
             "name": "rain",
             "input": {"store": "radar.zarr", "variable": "rain", "history": ["0min"]},
@@ -46,13 +54,13 @@ def verified(tmp_path):
         layout = choose_layout(grid.shape, 3, product.output)
         provenance = Provenance("", "persistence 1.0", "", {}, "", ())
         draft = open_draft(
-            product.output.store, "rain", times[0], grid, product.leads, layout, attributes, provenance, False
+            product.output.store, "rain", times[0], grid, product.leads, layout, attributes, provenance, True
         )
         codes = np.repeat(np.rint(rates(1) * 100).astype(np.int16), 3, axis=0)
         for shard in layout.shards:
             window = layout.shard_window(*shard)
             write_block(draft, window, codes[:, *window.slices])
-        publish(draft)
+        publish(draft, replace=True)
         return verify_product(file, (), (0.1, 1.0))
 
     return verify
@@ -75,3 +83,10 @@ def test_frames_within_the_tolerance_count_as_observed(verified):
 def test_units_that_do_not_fit_the_forecast_are_refused(verified):
     with pytest.raises(ConfigError, match="found no standard_name in K; expected lwe_precipitation_rate in mm h-1"):
         verified("K", 1)
+
+
+def test_a_time_of_which_nothing_is_stored_is_not_observed(verified):
+    """As where the time axis is laid out ahead: Zarr would give the fill value, here 0, no rain."""
+    known = [score for score in verified("mm h-1", 1).forecast if score.lead_time == timedelta(minutes=5)]
+    found = verified("mm h-1", 1, unwritten=(2, 3)).forecast
+    assert [replace(score, fss=0) for score in found] == [replace(score, fss=0) for score in known]
