@@ -4,7 +4,7 @@ import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def read_encoding(
         fill=fill,
         missing=missing or ((fill,) if dtype.kind != "f" else ()),
         scale_factor=_scale(attributes, where),
-        add_offset=_number(attributes, "add_offset", where) or 0.0,
+        add_offset=_offset(attributes, where),
         units=str(attributes.get("units", "")),
         standard_name=attributes.get("standard_name"),
         no_echo_value=_number(attributes, "no_echo_value", where),
@@ -191,7 +191,7 @@ def _as_code(value: float, dtype: np.dtype[Any], name: str, where: str, wraps: b
         return float(dtype.type(value))
     limits = np.iinfo(dtype)
     value += limits.max + 1 if wraps and dtype.kind == "u" and value < 0 else 0
-    if value != int(value) or not limits.min <= value <= limits.max:
+    if not isfinite(value) or value != int(value) or not limits.min <= value <= limits.max:
         raise InputError(f"{where} has {name} {value:g}, which no {dtype} can hold")
     return int(value)
 
@@ -240,10 +240,17 @@ def _scale(attributes: Mapping[str, Any], where: str) -> float:
     return 1.0 if scale is None else scale
 
 
+def _offset(attributes: Mapping[str, Any], where: str) -> float:
+    offset = _number(attributes, "add_offset", where) or 0.0
+    if not isfinite(offset):
+        raise InputError(f"{where} has add_offset {offset:g}; expected a finite number")
+    return offset
+
+
 def _zr(attributes: Mapping[str, Any], where: str) -> tuple[float, float] | None:
     a, b = _number(attributes, "zr_a", where), _number(attributes, "zr_b", where)
     if a is None or b is None:
         return None
-    if a <= 0 or b <= 0:
-        raise InputError(f"{where} has zr_a {a:g} and zr_b {b:g}; both must be above 0")
+    if not (0 < a < inf and 0 < b < inf):
+        raise InputError(f"{where} has zr_a {a:g} and zr_b {b:g}; expected finite numbers above 0")
     return a, b

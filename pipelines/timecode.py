@@ -29,12 +29,18 @@ def decode_times(numbers: NDArray[Any], attributes: Mapping[str, Any], where: st
     the numbers are precise: 0.1 days or 12.58333 hours are seldom exact.
 
     Raises:
-        InputError: the units or the calendar are not those of real times, or the numbers are too coarse to tell
-            seconds (names what was found).
+        InputError: the units or the calendar are not those of real times, the numbers are too coarse to tell
+            seconds, or they are packed (names what was found).
     """
     if numbers.dtype.kind == "M":
         return numbers.astype("datetime64[ns]")
-    missing = is_missing(numbers, read_encoding(numbers.dtype, attributes, None, where))
+    encoding = read_encoding(numbers.dtype, attributes, None, where)
+    if (encoding.scale_factor, encoding.add_offset) != (1.0, 0.0):
+        raise InputError(
+            f"the time axis of {where} is packed (scale_factor {encoding.scale_factor:g}, add_offset "
+            f"{encoding.add_offset:g}); expected times as they are"
+        )
+    missing = is_missing(numbers, encoding)
     units, calendar = attributes.get("units"), attributes.get("calendar", "standard")
     unit = _unit_of(units)
     _check_precise(numbers[~missing], unit, units, where)

@@ -473,7 +473,11 @@ def test_the_missing_code_is_found(dtype, attributes, chunk_fill, read_as, fill)
         ("i1", {"_Unsigned": "yes"}, "holds int8 and has _Unsigned 'yes'; expected 'true' or 'false'"),
         ("u1", {"_Unsigned": "false"}, "holds uint8 and has _Unsigned 'false'; expected 'true', or signed integers"),
         ("i2", {"missing_value": [-1, 40000]}, "missing_value 40000, which no int16 can hold"),
-        ("i2", {"zr_a": -1, "zr_b": 1.5}, "both must be above 0"),
+        ("i2", {"zr_a": -1, "zr_b": 1.5}, "expected finite numbers above 0"),
+        ("i2", {"zr_a": "NaN", "zr_b": 1.5}, "expected finite numbers above 0"),
+        ("i2", {"zr_a": 200, "zr_b": "Infinity"}, "expected finite numbers above 0"),
+        ("f4", {"add_offset": "NaN"}, "has add_offset nan; expected a finite number"),
+        ("i2", {"missing_value": "-Infinity"}, "has missing_value -inf, which no int16 can hold"),
     ],
 )
 def test_an_encoding_that_makes_no_sense_is_refused(dtype, attributes, message):

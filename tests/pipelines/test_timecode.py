@@ -108,3 +108,9 @@ def test_what_is_no_time_is_refused_with_what_was_found(units, calendar):
 def test_times_beyond_nanoseconds_are_refused():
     with pytest.raises(InputError):
         decode_times(np.array([10**9]), {"units": "days since 1970-01-01"}, "rain")
+
+
+@pytest.mark.parametrize("packing", [{"scale_factor": 5}, {"add_offset": 60}])
+def test_packed_times_are_refused(packing):
+    with pytest.raises(InputError, match=r"time axis of rain is packed .*expected times as they are"):
+        decode_times(np.arange(3), {"units": "minutes since 2024-06-01", **packing}, "rain")
