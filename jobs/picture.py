@@ -14,6 +14,7 @@ from pipelines.plot import draw_forecast
 from pipelines.product import Product, load_product
 from pipelines.source import Cycle, Source, find_inputs, open_source
 from pipelines.transform import Decoder, input_quantity
+from pipelines.units import UNCHANGED, Quantity, convert_units
 
 
 def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime64, out: Path) -> Path:
@@ -21,6 +22,7 @@ def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime
 
     Raises:
         InputError: the cycle is not published.
+        ConfigError: what was observed cannot be drawn in the units of the forecast.
     """
     product = load_product(file, overrides)
     published = find_cycle(product.output.store, product.name, reference_time)
@@ -28,7 +30,8 @@ def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime
         raise InputError(f"cycle {reference_time} of {product.name} is not published in {product.output.store}")
     forecast = open_cycle(published.path)
     source = open_source(product.input)
-    past = observed_fields(source, product, find_inputs(source, product, reference_time))
+    observed = observed_fields(source, product, find_inputs(source, product, reference_time))
+    past = in_units_of(forecast[product.output.variable], observed)
     title = f"{product.name}"
     model = str(forecast.attrs["squall_model"]).rpartition("-")[0].replace("-", " ")
     credit = ""
@@ -36,7 +39,7 @@ def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime
 
 
 def observed_fields(source: Source, product: Product, cycle: Cycle) -> xr.DataArray:
-    """Physical values (time, y, x) float32 of the frames of a cycle, in the units the model takes; missing = NaN."""
+    """Physical values (time, y, x) float32 of the frames of a cycle, in units of `input_quantity`; missing = NaN."""
     decoder = Decoder(source.encoding, ModelSpace(missing=float("nan")), is_zr=product.input.convert == "zr")
     quantity = input_quantity(source.encoding, product.input.convert)
     grid = source.grid
@@ -52,3 +55,19 @@ def observed_fields(source: Source, product: Product, cycle: Cycle) -> xr.DataAr
         name=product.input.variable,
         attrs={"units": quantity.units, "standard_name": quantity.standard_name or ""},
     )
+
+
+def in_units_of(forecast: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """What was observed, in the units of the forecast.
+
+    Raises:
+        ConfigError: the units do not fit each other.
+    """
+    found, wanted = (
+        Quantity(f.attrs.get("standard_name") or None, str(f.attrs["units"])) for f in (observed, forecast)
+    )
+    change = convert_units(found, wanted)
+    if change == UNCHANGED:
+        return observed
+    changed = observed * np.float32(change.factor) + np.float32(change.offset)
+    return changed.assign_attrs(observed.attrs, units=wanted.units)

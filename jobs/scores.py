@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from jobs.picture import observed_fields
+from jobs.picture import in_units_of, observed_fields
 from pipelines.archive import PublishedCycle, list_cycles, open_cycle
 from pipelines.errors import InputError
 from pipelines.frames import Cycle, find_nearest
 from pipelines.product import Product, load_product
 from pipelines.source import Source, open_source
-from pipelines.units import UNCHANGED, Quantity, convert_units
 from pipelines.verify import Rules, Score, pool, score_case
 
 
@@ -73,7 +72,7 @@ def _score_cycle(
         return None
     forecast = forecast.isel(lead_time=[position - 1 for position in seen[1:]])
     frames = Cycle(product.name, times[0], tuple(times[seen]), tuple(indices[position] for position in seen))
-    observed = _in_units_of(forecast, observed_fields(source, product, frames))
+    observed = in_units_of(forecast, observed_fields(source, product, frames))
     newest = observed.isel(time=0, drop=True)
     still = newest.expand_dims(lead_time=forecast.lead_time.values).assign_coords(init_time=forecast.init_time)
     try:
@@ -87,16 +86,3 @@ def _forecast(cycle: PublishedCycle, variable: str) -> xr.DataArray:
     if variable not in ds.data_vars:
         raise InputError(f"cycle {cycle.path} has no variable {variable!r}; it has {', '.join(map(str, ds.data_vars))}")
     return ds[variable].isel(init_time=0)
-
-
-def _in_units_of(forecast: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
-    """What was observed, in the units of the forecast, which are those of the thresholds.
-
-    Raises:
-        ConfigError: the units do not fit each other.
-    """
-    found, wanted = (
-        Quantity(f.attrs.get("standard_name") or None, str(f.attrs["units"])) for f in (observed, forecast)
-    )
-    change = convert_units(found, wanted)
-    return observed if change == UNCHANGED else observed * np.float32(change.factor) + np.float32(change.offset)

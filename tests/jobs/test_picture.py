@@ -1,0 +1,33 @@
+"""What was observed is drawn in the units of the forecast."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from jobs.picture import in_units_of
+from pipelines.colours import RAIN_RATE, colour_table
+from pipelines.errors import ConfigError
+
+
+def field(value: float, units: str) -> xr.DataArray:
+    return xr.DataArray(np.full((1, 2, 2), value, np.float32), dims=("time", "y", "x"), attrs={"units": units})
+
+
+@pytest.mark.parametrize(
+    ("units", "value"), [("mm/(5 min)", 0.5), ("0.1 mm/h", 60.0), ("kg m-2 s-1", 6 / 3600), ("mm/h", 6.0)]
+)
+def test_rain_in_any_units_has_the_colours_of_the_forecast(units, value):
+    forecast = field(0, "mm h-1").assign_attrs(standard_name="lwe_precipitation_rate")
+    found = in_units_of(forecast, field(value, units))
+    assert colour_table(found) is RAIN_RATE
+    np.testing.assert_allclose(found.values, 6, rtol=1e-6)
+
+
+def test_what_is_as_the_forecast_stays_as_it_is():
+    observed = field(30, "dBZ")
+    assert in_units_of(field(0, "dBZ"), observed) is observed
+
+
+def test_other_quantities_are_not_drawn_as_the_forecast():
+    with pytest.raises(ConfigError, match="found no standard_name in dBZ; expected no standard_name in mm h-1"):
+        in_units_of(field(0, "mm h-1"), field(30, "dBZ"))
