@@ -31,6 +31,7 @@ _CREDENTIALS = {
     "s3": _AWS, "s3a": _AWS, "gs": "GOOGLE_APPLICATION_CREDENTIALS", "az": _AZURE, "azure": _AZURE, "abfs": _AZURE,
     "abfss": _AZURE,
 }  # fmt: skip
+# pipelines/objects.py says the same for forecasts: of the two leaves neither may import the other.
 _EXAMPLES = "expected a folder, s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH"
 
 _PROBE = ".put-if-absent"

@@ -29,11 +29,12 @@ def open_cycle(path: str | Path, chunks: Mapping[str, int] | None = None) -> xr.
     `latest.json` and `HHMM.json`.
 
     Args:
-        path: of the store, or its URL.
+        path: of the store, or its URL on an object store; one on a web server is for xarray.
         chunks: gives dask arrays of these chunks ({} = as stored).
 
     Raises:
         InputError: there is no store at the path.
+        ConfigError: it is a URL, and not of an object store.
     """
     try:
         store = as_opened(find_store(str(path)))

@@ -17,6 +17,9 @@ _CREDENTIALS = {
     "s3": _AWS, "s3a": _AWS, "gs": "GOOGLE_APPLICATION_CREDENTIALS", "az": _AZURE, "azure": _AZURE, "abfs": _AZURE,
     "abfss": _AZURE,
 }  # fmt: skip
+# engines/object_shelf.py says the same for registries: of the two leaves neither may import the other.
+OBJECT_STORES = tuple(_CREDENTIALS)
+"""Schemes of URLs of buckets."""
 _ON_THIS_MACHINE = ("file", "memory")
 _EXAMPLES = "expected a folder, s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH"
 _RETRIES = {"max_retries": 4}
@@ -60,7 +63,7 @@ def connect(bucket: str) -> Any:
     if scheme == "memory":
         return from_url("memory:///")
     if not rest or scheme not in _CREDENTIALS:
-        reason = "; a plain web server takes no forecasts" if scheme in ("http", "https") else ""
+        reason = "; a plain web server takes no forecasts and lists none" if scheme in ("http", "https") else ""
         raise ConfigError(f"no forecasts can be kept at {bucket}{reason}; {_EXAMPLES}")
     try:
         return from_url(bucket, retry_config=_RETRIES)

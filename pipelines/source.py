@@ -26,6 +26,7 @@ from pipelines.encoding import Encoding, check_sense, count_missing, is_missing,
 from pipelines.errors import CorruptInputError, InputError, NotYetError, PipelineError
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, text_of
 from pipelines.grid import Grid, Window
+from pipelines.objects import OBJECT_STORES
 from pipelines.product import InputSpec, Product
 from pipelines.threads import map_on
 from pipelines.timecode import decode_times
@@ -57,7 +58,6 @@ Axes = tuple[int, int, int]
 """A number for each of (time, y, x)."""
 
 _LOOK_BACK = 300  # frames, a day of 5 minutes
-_OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _AXES = {
     "time": ("time", "valid_time"),
     "y": ("y", "projection_y_coordinate", "latitude", "lat", "grid_latitude", "rlat", "northing", "south_north"),
@@ -335,7 +335,7 @@ def _connect(url: str) -> Any:
         from obstore.store import HTTPStore
 
         return ObjectStore(HTTPStore.from_url(url, client_options={"allow_http": scheme == "http"}), read_only=True)
-    if scheme in _OBJECT_STORES:
+    if scheme in OBJECT_STORES:
         from obstore.store import from_url
 
         return ObjectStore(from_url(url), read_only=True)
