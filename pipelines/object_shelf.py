@@ -183,8 +183,11 @@ class ObjectShelf:
             return None
 
     def _standing(self, pointer: bytes) -> str | None:
-        """The cycle that the pointer names, if it is there."""
-        name = read_claim(self._url(LATEST), pointer).cycle
+        """The cycle that the pointer names, if it is there; a damaged pointer names none, and is put anew."""
+        try:
+            name = read_claim(self._url(LATEST), pointer).cycle
+        except OutputError:
+            return None
         return name if objects.is_there(self._url(name)) else None
 
     def _move(self, claim: bytes, tag: objects.Tag | None) -> bool:

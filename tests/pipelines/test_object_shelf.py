@@ -22,7 +22,7 @@ from pipelines.cycles import find_cycle, latest_cycle, list_cycles
 from pipelines.errors import AlreadyPublishedError, InputError, OutputError
 from pipelines.ledger import Ledger
 from pipelines.object_shelf import LATEST, ObjectShelf
-from pipelines.sink import abort, expire, make_draft, publish, sweep, write_block
+from pipelines.sink import abort, expire, make_draft, point_latest, publish, sweep, write_block
 from pipelines.staging import this_process
 
 TIME, EARLIER = "2016-09-28T15:30", "2016-09-28T15:25"
@@ -469,6 +469,18 @@ def test_a_damaged_claim_is_named(bucket):
         objects.put(url, data)
         with pytest.raises(OutputError, match=r"1530\.json is damaged .*; expected JSON with cycle and store"):
             list_cycles(bucket.root, "rain")
+
+
+@pytest.mark.parametrize("mend", [lambda root: sweep(root, "rain"), lambda root: point_latest(root, "rain")])
+def test_a_damaged_pointer_is_put_anew(bucket, mend):
+    """It says nothing that the claims do not say; a run that ended at it would end each time."""
+    cycle = bucket.publish(TIME)
+    whole = everything(bucket)
+    objects.put(f"{bucket.place.home}/{LATEST}", b"{")
+    assert latest_cycle(bucket.root, "rain") is None
+    mend(bucket.root)
+    assert everything(bucket) == whole
+    assert latest_cycle(bucket.root, "rain") == cycle
 
 
 def test_a_cycle_removed_after_the_archive_was_opened_is_an_error_and_not_missing_data(bucket):
