@@ -25,13 +25,13 @@ from engines.files import settle
 from engines.model import ModelPackage
 from engines.release import RECORD, RegistryError, Release, as_json, checked_name, reading
 
+# pipelines/objects.py says the same for forecasts: of the two leaves neither may import the other.
 _AWS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for other stores than Amazon's, AWS_ENDPOINT_URL"
 _AZURE = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
 _CREDENTIALS = {
     "s3": _AWS, "s3a": _AWS, "gs": "GOOGLE_APPLICATION_CREDENTIALS", "az": _AZURE, "azure": _AZURE, "abfs": _AZURE,
     "abfss": _AZURE,
 }  # fmt: skip
-# pipelines/objects.py says the same for forecasts: of the two leaves neither may import the other.
 _EXAMPLES = "expected a folder, s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH"
 
 _PROBE = ".put-if-absent"

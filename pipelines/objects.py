@@ -11,13 +11,13 @@ from obstore.store import LocalStore, from_url
 
 from pipelines.errors import ConfigError, OutputError
 
+# engines/object_shelf.py says the same for registries: of the two leaves neither may import the other.
 _AWS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for other stores than Amazon's, AWS_ENDPOINT_URL"
 _AZURE = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
 _CREDENTIALS = {
     "s3": _AWS, "s3a": _AWS, "gs": "GOOGLE_APPLICATION_CREDENTIALS", "az": _AZURE, "azure": _AZURE, "abfs": _AZURE,
     "abfss": _AZURE,
 }  # fmt: skip
-# engines/object_shelf.py says the same for registries: of the two leaves neither may import the other.
 OBJECT_STORES = tuple(_CREDENTIALS)
 """Schemes of URLs of buckets."""
 _ON_THIS_MACHINE = ("file", "memory")
