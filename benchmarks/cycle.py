@@ -149,10 +149,6 @@ def make_task(prepared: Prepared, folder: Path) -> Task:
     )
 
 
-def frames_of(prepared: Prepared, time: np.datetime64) -> tuple[int | None, ...]:
-    return find_inputs(prepared.source, prepared.product, time).frame_indices
-
-
 def chunk_edge(core: int, grid: int, chunk: int) -> int:
     """The chunk edge of squall where cores are made of such, else the core: no chunk has two writers."""
     return chunk if core >= grid or core % chunk == 0 else core

@@ -127,13 +127,6 @@ class Grid:
         named = {self.y_name.lower(), str(self.y_attrs.get("standard_name"))}
         return units.startswith("deg") or (not units and bool(named & _ANGLES))
 
-    def same_as(self, other: "Grid") -> bool:
-        """True if both have the same cells; the coordinates may differ by a thousandth of a cell."""
-        return self.shape == other.shape and all(
-            np.allclose(a, b, rtol=0, atol=1e-3 * abs(float(a[-1] - a[0])) / max(len(a) - 1, 1))
-            for a, b in ((self.y, other.y), (self.x, other.x))
-        )
-
 
 def unbroken(longitudes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Longitudes that go on where they jump by a whole turn.

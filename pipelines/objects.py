@@ -44,10 +44,13 @@ def locate(url: str) -> tuple[Any, str]:
     """The store of a bucket, and the key of a URL in it; nothing is read.
 
     Raises:
-        ConfigError: no such kind of store, or the URL names no bucket.
+        ConfigError: no such kind of store, or the URL names no bucket, or has parts that no key has.
     """
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
+    odd = [part for part in key.split("/") if part in ("", ".", "..")] if key else []
+    if odd:
+        raise ConfigError(f"{url} has the part {odd[0]!r} between two slashes, or at its end; expected names")
     return connect(f"{scheme}://{'' if scheme == 'memory' else bucket}"), key
 
 

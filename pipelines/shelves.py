@@ -25,8 +25,9 @@ def open_shelf(root: str, product: str) -> Shelf:
     """
     if not is_url(root):
         return FolderShelf(Path(os.path.abspath(root)) / product)
-    locate(root)
-    return ObjectShelf(f"{root.rstrip('/')}/{product}")
+    below = root if root.endswith("://") else root.removesuffix("/")
+    locate(below)
+    return ObjectShelf(f"{below}/{product}")
 
 
 def find_store(path: str) -> str:

@@ -80,11 +80,3 @@ def test_without_units_the_name_tells_degrees_and_the_step_km(name, attributes, 
     assert grid.spacing_km == pytest.approx(spacing)
     metres = Grid(np.array([0.0, 250.0]), np.array([0.0, 500.0]), "y", "x")
     assert metres.spacing_km == pytest.approx((0.25, 0.5))
-
-
-def test_grids_are_the_same_to_a_thousandth_of_a_cell():
-    y, x = np.arange(5.0), np.arange(7.0)
-    grid = Grid(y, x, "y", "x")
-    assert grid.same_as(Grid(y + 5e-4, x, "y", "x"))
-    assert not grid.same_as(Grid(y + 5e-3, x, "y", "x"))
-    assert not grid.same_as(Grid(y[:-1], x, "y", "x"))

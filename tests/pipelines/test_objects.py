@@ -7,6 +7,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError, Unauthentica
 
 from pipelines import objects
 from pipelines.errors import ConfigError, OutputError
+from pipelines.shelves import open_shelf
 
 
 @pytest.fixture(params=["memory://", "file://"])
@@ -116,6 +117,9 @@ def test_urls_of_one_bucket_share_a_connection():
         ("ftp://host/x", "no forecasts can be kept at ftp://host; expected a folder, s3://BUCKET/PATH"),
         ("s3:///x", "no forecasts can be kept at s3://; expected"),
         ("file://out/x", "no forecasts can be kept at file://out; expected"),
+        ("s3://weather//x", "s3://weather//x has the part '' between two slashes, or at its end; expected names"),
+        ("file:///a/../x", "has the part '..' between"),
+        ("gs://weather/./x", "has the part '.' between"),
         ("az://container/x", "az://container cannot be opened: .*; expected AZURE_STORAGE_ACCOUNT_NAME and"),
     ],
 )
@@ -142,3 +146,23 @@ def test_whatever_a_store_says_is_one_error_with_the_url_and_what_to_do(monkeypa
     arguments = ("gs://weather/x", b"") if verb in ("put", "create") else ("gs://weather/x",)
     with pytest.raises(OutputError, match=r"no answer for gs://weather/x: .*expected a bucket .*and GOOGLE_"):
         getattr(objects, verb)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("root", "home"),
+    [
+        ("s3://weather", "s3://weather/rain"),
+        ("s3://weather/", "s3://weather/rain"),
+        ("s3://weather/a/", "s3://weather/a/rain"),
+        ("file:///", "file:///rain"),
+        ("memory://", "memory:///rain"),
+    ],
+)
+def test_the_product_lies_below_the_root(root, home):
+    assert open_shelf(root, "rain").home == home
+
+
+@pytest.mark.parametrize("root", ["s3://", "s3:///", "s3://weather/a//", "file://weather"])
+def test_a_root_that_names_no_place_is_refused(root):
+    with pytest.raises(ConfigError, match="expected"):
+        open_shelf(root, "rain")
