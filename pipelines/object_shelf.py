@@ -81,7 +81,8 @@ class ObjectShelf:
         map_on(min(_TOGETHER, len(urls)), objects.put, urls, files.values())
 
     def put(self, draft: Draft, key: str, *pieces: bytes) -> None:
-        """One request."""
+        """Once the marker was seen: of a draft that is published nothing changes any more."""
+        self._refuse_gone(draft)
         objects.put(f"{draft.store}/{key}", b"".join(pieces))
 
     def put_shard(self, draft: Draft, key: str, *pieces: bytes) -> None:
@@ -90,8 +91,7 @@ class ObjectShelf:
         The marker is asked for so that who is late leaves nothing that nobody would remove; put where none is, a
         shard that comes after that changes nothing either.
         """
-        if not objects.is_there(self._marker(draft.staging)):
-            raise _gone(draft)
+        self._refuse_gone(draft)
         objects.create(f"{draft.store}/{key}", b"".join(pieces))
 
     def claim(self, draft: Draft, name: str) -> str | None:
@@ -202,6 +202,10 @@ class ObjectShelf:
 
     def _mark(self, work: str, store: str) -> None:
         objects.put(self._marker(work), Claim("", store).as_json())
+
+    def _refuse_gone(self, draft: Draft) -> None:
+        if not objects.is_there(self._marker(draft.staging)):
+            raise _gone(draft)
 
     def _unmark(self, work: str) -> None:
         objects.delete(self._marker(work))

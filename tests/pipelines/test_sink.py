@@ -116,6 +116,18 @@ def test_codes_that_are_not_whole_shards_are_refused(shelf, window, shape, dtype
     assert FIRST not in shelf.place.keys(draft.store)
 
 
+def test_a_draft_that_is_published_changes_no_more(shelf):
+    draft = shelf.filled("2016-09-28T15:30")
+    cycle = publish(draft)
+    before = shelf.contents(cycle.path)
+    with pytest.raises((OutputError, IncompleteError)):
+        publish(draft, {"completeness": 0.5}, replace=True)
+    with pytest.raises(OutputError):
+        write_block(draft, shelf.grid.window, shelf.codes(seed=1), instead=True)
+    assert shelf.contents(cycle.path) == before
+    assert list_cycles(shelf.root, shelf.product) == [cycle]
+
+
 def test_an_aborted_draft_leaves_nothing_and_can_be_aborted_again(shelf):
     draft = shelf.filled(TIME)
     abort(draft)
