@@ -1,7 +1,7 @@
 """ONNX Runtime engine: the default on a machine without a GPU, and the FP32 reference everywhere."""
 
 import platform
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _SILENT = 4  # of ONNX Runtime's log levels; what goes wrong is raised
 
 
 class OrtEngine:
-    """An `Engine` over one ONNX Runtime session on the CPU; there is always a lane free.
+    """An `Engine` over one ONNX Runtime session on the CPU, with one lane: an inference has all threads of the engine.
 
     The result of a tile has the same bits whatever the batch around it and the number of threads. Memory is kept
     between batches of one shape and given back when the shape changes; it does not pile up over shapes.
@@ -43,9 +43,10 @@ class OrtEngine:
     def __init__(self, model: Path | bytes, threads: int = 1) -> None:
         self._model = "an engine file" if isinstance(model, bytes) else str(model)
         self._shape: tuple[int, ...] = ()
-        self._free: deque[NDArray[Any]] = deque()  # inputs of lanes that were given back, of one shape
         self._session: ort.InferenceSession | None = _open(model, self._model, threads)
         self.specs = _spec(self._session.get_inputs()[0]), _spec(self._session.get_outputs()[0])
+        self._given: NDArray[Any] = np.empty(0, self.specs[0].dtype)  # of the last lane
+        self._lane = threading.Lock()
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         given, returned = self.specs
@@ -56,11 +57,10 @@ class OrtEngine:
     @contextmanager
     def lane(self, shape: Shape) -> Iterator["_Lane"]:
         self._open_session(shape)
-        given = self._take(shape)
-        try:
-            yield _Lane(self, given)
-        finally:
-            self._free.append(given)
+        with self._lane:
+            if self._given.shape != shape:
+                self._given = np.empty(shape, self._given.dtype)
+            yield _Lane(self, self._given)
 
     def run(self, batch: NDArray[Any]) -> NDArray[Any]:
         """The output of a batch, both in the dtypes of `specs`.
@@ -83,7 +83,6 @@ class OrtEngine:
 
     def close(self) -> None:
         self._session = None
-        self._free.clear()
 
     def _open_session(self, shape: tuple[int, ...]) -> ort.InferenceSession:
         """The session, for a batch of a shape that it takes."""
@@ -92,17 +91,6 @@ class OrtEngine:
         if not self.specs[0].accepts(shape):
             raise InferenceError(f"a batch of shape {shape} does not fit the input {self.specs[0]} of {self._model}")
         return self._session
-
-    def _take(self, shape: Shape) -> NDArray[Any]:
-        """An array for an input, used before if there is one; those of other shapes are dropped."""
-        while self._free:
-            try:
-                kept = self._free.pop()
-            except IndexError:  # another thread took the last one
-                break
-            if kept.shape == shape:
-                return kept
-        return np.empty(shape, self.specs[0].dtype)
 
     def _options_of_run(self, shape: tuple[int, ...]) -> ort.RunOptions:
         """Gives memory back after the first run of a new shape: after every run it would cost a third of the time."""
@@ -115,7 +103,7 @@ class OrtEngine:
 
 @dataclass(frozen=True)
 class _Lane:
-    """An input of its own; the session serves all lanes."""
+    """The input of one batch; its output is an array of its own."""
 
     engine: OrtEngine
     given: NDArray[Any]

@@ -131,15 +131,15 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
     pace = known_pace(loaded.package) or Pace()
     layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, pace, whole_cycles)
     pieces = sys.maxsize if whole_cycles else len(plan.tiling.blocks())
-    workers, flight = min(crew.workers, pieces), crew.flight(pieces)
-    cells = SHARED_CELLS if flight.team > 1 else BLOCK_CELLS
+    workers, flight = min(crew.workers, pieces), crew.flight(pieces, whole_cycles)
+    cells = SHARED_CELLS if flight.threads > 1 else BLOCK_CELLS
     setup = Setup(
         order=EngineOrder(
             loaded.graph,
             batch_spec((plan.batch, model.frames, *plan.tiling.tile), loaded.graph.precision),
             "tensorrt" if resources.gpus else "onnxruntime",
             threads=flight.threads,
-            lanes=min(flight.blocks, flight.team + 1, MOST_LANES),
+            lanes=min(flight.blocks, flight.threads + 1, MOST_LANES),
         ),
         tiling=plan.tiling,
         decoder=replace(make_decoder(source.encoding, product.input, model), block_cells=cells),
@@ -149,7 +149,7 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
         mask_from_input=model.coverage == "input",
         blocks_in_flight=min(flight.blocks, GROUPS_IN_FLIGHT) if whole_cycles else flight.blocks,
         workers_per_gpu=crew.per_gpu,
-        team=max(1, flight.team // flight.blocks) if whole_cycles else flight.team,
+        team=max(1, flight.threads // flight.blocks) if whole_cycles else flight.threads,
     )
     return Prepared(
         product,
@@ -230,7 +230,7 @@ class Planned:
             ("tiles", f"{tiling.tile_count}, {self.plan.batch} in a batch, {self.plan.memory_bytes / 1e9:.2f} GB"),
             ("blocks", f"{len(tiling.blocks())} of {_by(tiling.block)} cells"),
             ("shards", f"{_by(self.layout.shard[1:])}, chunks {_by(self.layout.chunk[1:])}"),
-            ("workers", f"{self.workers}, {flight.blocks} block(s) in flight, {flight.team} thread(s)"),
+            ("workers", f"{self.workers}, {flight.blocks} block(s) in flight, {flight.threads} thread(s)"),
             *pace,
         ]
 
@@ -240,7 +240,7 @@ def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     loaded = load(file, overrides)
     prepared = prepare(loaded, Resources(cuda.device_count(), usable_cores()))
     setup = prepared.setup
-    flight = Flight(setup.blocks_in_flight, setup.order.threads, setup.team)
+    flight = Flight(setup.blocks_in_flight, setup.team)
     plan, layout, pace = prepared.plan, prepared.layout, known_pace(loaded.package)
     return Planned(plan, layout, loaded.tiles, prepared.workers, flight, prepared.gpu, pace)
 

@@ -13,6 +13,7 @@ from pipelines.product import TilingSpec
 from pipelines.tiling import Shape, Tiling, round_up
 
 FULL_CELLS = 1 << 20  # of a batch that fills a GPU; assumed, benchmarks/batches.py shows it for a GPU at hand
+_MANY = 8  # blocks of a worker on a CPU; of fewer and larger ones a second in flight takes memory and saves no time
 _ALONE = 0.3  # of the host's work on a block, what one thread does: reading and decoding
 
 
@@ -51,8 +52,8 @@ class Crew:
 
     Attributes:
         cores: of all workers together; beside GPUs they do everything but infer.
-        in_flight: blocks that each has under way at the same time; None = one on a CPU, two a core
-            beside GPUs: while the disk takes one, the cores work on the other.
+        in_flight: blocks that each has under way at the same time; None = two a core beside GPUs, two on a CPU if they
+            are many: while the disk takes one, the cores work on another.
         per_gpu: workers that share a GPU.
     """
 
@@ -62,22 +63,25 @@ class Crew:
     in_flight: int | None = None
     per_gpu: int = 1
 
-    def flight(self, blocks: int) -> "Flight":
-        """How many of so many blocks each worker has in flight, and the threads for them."""
+    def flight(self, blocks: int, whole_cycles: bool = False) -> "Flight":
+        """How many of so many blocks each worker has in flight, and the threads for them.
+
+        Args:
+            whole_cycles: each is a cycle of a backfill.
+        """
         workers = max(1, min(self.workers, blocks))
         cores = max(1, self.cores // workers)
-        usual = 1 if self.shared else 2 * cores
-        in_flight = min(self.in_flight or usual, -(-blocks // workers))
-        return Flight(in_flight, max(1, cores // in_flight), cores)
+        many = blocks >= _MANY * workers and not whole_cycles
+        usual = 1 + many if self.shared else 2 * cores
+        return Flight(min(self.in_flight or usual, -(-blocks // workers)), cores)
 
 
 @dataclass(frozen=True)
 class Flight:
-    """Blocks that a worker has under way at the same time, threads of one inference on a CPU, and those of its team."""
+    """Blocks that a worker has under way at the same time, and threads of its team, on a CPU also of an inference."""
 
     blocks: int
     threads: int
-    team: int
 
 
 @dataclass(frozen=True)
@@ -247,7 +251,7 @@ def _cost(tiling: Tiling, crew: Crew, pace: Pace) -> float:
     infer = padded * tiling.grid[0] * tiling.grid[1] * pace.infer
     cells = min(tiling.block[0], tiling.grid[0]) * min(tiling.block[1], tiling.grid[1])
     cores = max(1, crew.cores // workers)
-    first = infer + cells * pace.host * (_ALONE + (1 - _ALONE) / crew.flight(blocks).team)
+    first = infer + cells * pace.host * (_ALONE + (1 - _ALONE) / cores)
     return first + (rounds - 1) * max(infer * crew.per_gpu, cells * pace.host / cores)
 
 

@@ -1,6 +1,6 @@
 """The ONNX Runtime engine: equal bits, bounded memory, clear errors."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import psutil
@@ -103,6 +103,20 @@ def test_threads_in_lanes_of_one_engine_get_what_one_by_one_gives(small):
     with ThreadPoolExecutor(4) as pool:
         for out, want in zip(pool.map(run, tiles), expected, strict=True):
             np.testing.assert_array_equal(out, want)
+
+
+def test_one_batch_is_under_way_at_a_time(small):
+    engine, shape = OrtEngine(small), (1, 4, 64, 64)
+
+    def run():
+        with engine.lane(shape) as lane:
+            return lane.run().shape
+
+    with ThreadPoolExecutor(1) as pool:
+        with engine.lane(shape):
+            waiting = pool.submit(run)
+            assert wait([waiting], timeout=0.2).not_done
+        assert waiting.result(60) == (1, 18, 64, 64)
 
 
 def test_a_lane_is_used_again_for_the_same_shape(small):

@@ -199,7 +199,7 @@ def test_a_backfill_of_nothing_but_failures_has_failed(ready, product):
 @pytest.mark.ray
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RayGoneError])
 def test_a_backfill_that_was_stopped_goes_on_where_it_was_and_claims_no_more_than_it_knows(ready, product, error):
-    prepared, pool = ready("workers=1")
+    prepared, pool = ready("workers=1", "blocks_in_flight=1")
 
     def stop(tally):
         raise error
