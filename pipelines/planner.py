@@ -13,7 +13,6 @@ from pipelines.product import TilingSpec
 from pipelines.tiling import Shape, Tiling, round_up
 
 FULL_CELLS = 1 << 20  # of a batch that fills a GPU; assumed, benchmarks/batches.py shows it for a GPU at hand
-_MANY = 8  # blocks of a worker on a CPU; of fewer and larger ones a second in flight takes memory and saves no time
 _ALONE = 0.3  # of the host's work on a block, what one thread does: reading and decoding
 
 
@@ -52,8 +51,8 @@ class Crew:
 
     Attributes:
         cores: of all workers together; beside GPUs they do everything but infer.
-        in_flight: blocks that each has under way at the same time; None = two a core beside GPUs, two on a CPU if they
-            are many: while the disk takes one, the cores work on another.
+        in_flight: blocks that each has under way at the same time; None = one on a CPU, two a core beside GPUs: while
+            the disk takes one, the cores work on another.
         per_gpu: workers that share a GPU.
     """
 
@@ -63,16 +62,11 @@ class Crew:
     in_flight: int | None = None
     per_gpu: int = 1
 
-    def flight(self, blocks: int, whole_cycles: bool = False) -> "Flight":
-        """How many of so many blocks each worker has in flight, and the threads for them.
-
-        Args:
-            whole_cycles: each is a cycle of a backfill.
-        """
+    def flight(self, blocks: int) -> "Flight":
+        """How many of so many blocks each worker has in flight, and the threads for them."""
         workers = max(1, min(self.workers, blocks))
         cores = max(1, self.cores // workers)
-        many = blocks >= _MANY * workers and not whole_cycles
-        usual = 1 + many if self.shared else 2 * cores
+        usual = 1 if self.shared else 2 * cores
         return Flight(min(self.in_flight or usual, -(-blocks // workers)), cores)
 
 
