@@ -249,7 +249,6 @@ def test_the_user_says_how_many_blocks_are_in_flight():
     assert Crew(1, shared=False, cores=16, in_flight=4).flight(28) == Flight(4, 16)
     assert Crew(2, shared=True, cores=2, in_flight=3).flight(28) == Flight(3, 1)
     assert Crew(2, shared=True, cores=4).flight(28) == Flight(1, 2)
-    assert Crew(1, shared=False, cores=4).flight(28, whole_cycles=True) == Flight(8, 4)
 
 
 @given(blocks=st.integers(1, 60), workers=st.integers(1, 8), cores=st.integers(1, 128), shared=st.booleans())
