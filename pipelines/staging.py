@@ -47,12 +47,20 @@ def new_work(label: str) -> str:
     return "~".join([label, me.host, me.boot, str(me.pid), me.start, secrets.token_hex(4)])
 
 
-def is_abandoned(work: str, seconds_untouched: Callable[[str], float]) -> bool:
-    """True if the process of the work has ended; or is of another host, and nothing was touched for a day."""
+def owner_of(work: str) -> Owner | None:
+    """The process that work is named after; None if the name is of another kind."""
     parts = work.split("~")
     if len(parts) != 6 or not parts[3].isdigit():
+        return None
+    return Owner(parts[1], parts[2], int(parts[3]), parts[4])
+
+
+def is_abandoned(work: str, seconds_untouched: Callable[[str], float]) -> bool:
+    """True if the process of the work has ended; or is of another host, and nothing was touched for a day."""
+    owner = owner_of(work)
+    if owner is None:
         return False
-    gone = Owner(parts[1], parts[2], int(parts[3]), parts[4]).is_gone(this_process())
+    gone = owner.is_gone(this_process())
     return seconds_untouched(work) > FOREIGN_AGE.total_seconds() if gone is None else gone
 
 

@@ -30,14 +30,14 @@ def test_a_run_has_ended_once_its_process_was_killed(other):
     assert has_ended(name)
 
 
-@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("part", [1, 2])
 def test_a_run_of_another_machine_or_container_is_not_said_to_have_ended(part):
     parts = name_this_run().split("~")
-    parts[part] = parts[part][:-1] + ("x" if part == 0 else "0" if parts[1][-1] != "0" else "1")
-    parts[2] = "999999999"
+    parts[part] = parts[part][:-1] + ("x" if part == 1 else "0" if parts[2][-1] != "0" else "1")
+    parts[3] = "999999999"
     assert not has_ended("~".join(parts))
 
 
-@pytest.mark.parametrize("name", ["", "0a1b2c", "a~b~c~d~e"])
+@pytest.mark.parametrize("name", ["", "0a1b2c", "a~b~c~d~e~f"])
 def test_a_name_of_another_kind_says_nothing(name):
     assert not has_ended(name)
