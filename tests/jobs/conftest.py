@@ -1,7 +1,7 @@
 """A tiny radar, a tiny model and the product that joins them."""
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 import xarray as xr
 import yaml
 from onnx import TensorProto, helper, numpy_helper
+
+from jobs.pool import connect, disconnect
 
 TIMES = np.arange("2024-06-01T12:00", "2024-06-01T12:30", 5, dtype="datetime64[m]").astype("datetime64[ns]")
 LEADS = 3
@@ -78,6 +80,14 @@ def give_nan(folder: Path, leads: Collection[int] = range(LEADS)) -> None:
     for operator, given, made in (("Mul", ["finite", "factors"], "some"), ("Div", ["some", "factors"], "y")):
         model.graph.node.append(helper.make_node(operator, given, [made]))
     onnx.save(model, folder / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of two cores, started here and ended with the module."""
+    connect(cores=2)
+    yield
+    disconnect()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from jobs.drive import Drive
 from jobs.hindcast import Group, GroupResult
 from jobs.make import CycleReport, Status
 from jobs.outcome import Exit
-from jobs.pool import Pool, Resources, cluster_resources, connect, disconnect
+from jobs.pool import Pool, Resources, cluster_resources
 from jobs.prepare import load, prepare
 from jobs.raylet import RayGoneError, Raylet
 from pipelines.cycles import list_cycles
@@ -55,13 +55,6 @@ def published(product: Path) -> list[np.datetime64]:
 def damage(product: Path, frame: int) -> None:
     chunk = product.parent / "radar.zarr" / "precip_rate" / "c" / str(frame) / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:100])
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    connect(cores=2)
-    yield
-    disconnect()
 
 
 @pytest.fixture

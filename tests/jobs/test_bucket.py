@@ -14,7 +14,7 @@ from jobs.cli import main
 from jobs.cycle import Status, run_cycle
 from jobs.make import Filled
 from jobs.outcome import Exit
-from jobs.pool import Pool, cluster_resources, connect, disconnect
+from jobs.pool import Pool, cluster_resources
 from jobs.prepare import load, prepare
 from pipelines.archive import open_archive, open_cycle
 from pipelines.cycles import latest_cycle, list_cycles
@@ -24,13 +24,6 @@ from pipelines.shelves import open_shelf
 
 pytestmark = pytest.mark.ray
 TIMES = [np.datetime64(f"2024-06-01T12:{minute:02}", "ns") for minute in (5, 10, 15, 20, 25)]
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    connect(cores=2)
-    yield
-    disconnect()
 
 
 @pytest.fixture

@@ -21,19 +21,12 @@ from jobs.dispatch import STRAGGLER_SECONDS
 from jobs.frames import share_frames
 from jobs.inspect import describe
 from jobs.make import Filled
-from jobs.pool import Pool, cluster_resources, connect, disconnect
+from jobs.pool import Pool, cluster_resources
 from jobs.prepare import load, prepare
 from pipelines.errors import IncompleteError, InputError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 TIME = np.datetime64("2024-06-01T12:20", "ns")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    connect(cores=2)
-    yield
-    disconnect()
 
 
 @pytest.fixture
