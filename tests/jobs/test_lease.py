@@ -66,7 +66,7 @@ def test_only_a_worker_that_nothing_called_for_long_ends(clock):
 
 
 HERE = Place(0, 1, 1)
-ENDED = "~".join([*name_this_run().split("~")[:2], "999999999", "0", "0"])  # a run of a process that is not there
+ENDED = "~".join([*name_this_run().split("~")[:3], "999999999", "0", "0"])  # a run of a process that is not there
 
 
 def status(version="1", place=HERE, holder="me", is_lapsed=False):
