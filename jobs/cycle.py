@@ -55,20 +55,25 @@ def run_cycle(
     with watch("wait"):
         source, cycle = wait_for_inputs(prepared, reference_time)
     waited = monotonic() - start
-    with watch("sweep"):
-        sweep(prepared.product.output.store, prepared.product.name)
 
     def fill(draft: Draft) -> Filled:
         with ThreadPoolExecutor(1) as side:
             frames = share_frames(source, cycle, prepared.plan.tiling, side, watch, at_once=prepared.gpu)
+            _sweep(prepared, watch)  # while frames are read
             with watch("blocks"):
                 return _drive(prepared, pool, cycle, draft, frames, start, progress, watch)
 
     try:
         report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
     except AlreadyPublishedError as error:
+        _sweep(prepared, watch)
         return _already(prepared, cycle, str(error))
     return replace(report, wait_seconds=waited, warnings=(*report.warnings, *_expire(prepared, cycle)))
+
+
+def _sweep(prepared: Prepared, watch: Stopwatch) -> None:
+    with watch("sweep"):
+        sweep(prepared.product.output.store, prepared.product.name)
 
 
 def wait_for_inputs(prepared: Prepared, reference_time: np.datetime64 | None) -> tuple[Source, Cycle]:

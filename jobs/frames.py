@@ -48,8 +48,7 @@ def share_frames(
     if decoded < _OFTEN * source.count_chunks(source.grid.window):
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
     if at_once:
-        shared = ray.put(source)
-        return SharedFrames({strip: _known(_read.remote(shared, cycle, strip)) for strip in source.parts(AT_ONCE)})
+        return SharedFrames({strip: _known(_read.remote(source, cycle, strip)) for strip in source.parts(AT_ONCE)})
     return SharedFrames({strip: side.submit(_put, source, cycle, strip, watch) for strip in source.strips})
 
 

@@ -35,7 +35,8 @@ def find_dims(array: Any, group: Any, where: str) -> dict[str, int]:
     if not names or None in names:
         raise InputError(f"{where} does not name its dims; expected time, y and x")
     sizes = dict(zip(names, array.shape, strict=True))
-    kinds = {name: _kind_of_dim(name, group, where) for name, size in sizes.items()}
+    axes = {name: group.get(name) for name in sizes}
+    kinds = {name: _kind_of_dim(name, axis, where) for name, axis in axes.items()}
     found = [[name for name, kind in kinds.items() if kind == wanted] for wanted in _AXES]
     over = [name for name, size in sizes.items() if size != 1 and kinds[name] is None]
     if over or [len(dims) for dims in found] != [1, 1, 1]:
@@ -45,14 +46,13 @@ def find_dims(array: Any, group: Any, where: str) -> dict[str, int]:
             "by the standard_name, axis, units or name of its coordinate, and any other of one cell"
         )
     for (name,) in found[1:]:
-        if group[name].shape != (sizes[name],):
-            raise InputError(f"dim {name!r} of {where} has {sizes[name]} cells but {group[name].shape[0]} coordinates")
+        if axes[name].shape != (sizes[name],):
+            raise InputError(f"dim {name!r} of {where} has {sizes[name]} cells but {axes[name].shape[0]} coordinates")
     return {name: list(names).index(name) for (name,) in found}
 
 
-def _kind_of_dim(name: str, group: Any, where: str) -> str | None:
+def _kind_of_dim(name: str, axis: Any, where: str) -> str | None:
     """As `_kind`; None for a dim without a coordinate, if its name does not say what it should be."""
-    axis = group.get(name)
     if isinstance(axis, zarr.Array) and axis.ndim == 1:
         return _kind(name, axis.attrs)
     kind = _kind(name, {})

@@ -48,12 +48,11 @@ def replace_file(path: Path, temporary: Path, *pieces: bytes) -> None:
         raise
 
 
-def make_folders(path: Path, top: Path) -> None:
-    """Makes `path` and what is missing between it and `top`, each entry safe on disk."""
+def make_folders(path: Path, top: Path) -> list[Path]:
+    """Makes `path` and what is missing between it and `top`; the folders with new entries, which are to be synced."""
     missing = [p for p in (path, *path.parents) if top in p.parents and not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        sync_folder(folder.parent)
+    return [folder.parent for folder in missing]
 
 
 def sync_folder(path: Path) -> None:

@@ -35,6 +35,8 @@ from pipelines.staging import new_work
 
 LATEST = "latest.zarr"
 
+_PIECE_BYTES = 2**20  # read at once: many small reads wait for Python's lock, each time
+
 
 class FolderShelf:
     """The cycles of one product below a folder, which the first draft makes."""
@@ -114,8 +116,8 @@ class FolderShelf:
         rename(2) refuses a folder that holds something, and every store does: no flag is needed.
         """
         store, target = Path(draft.store), self._folder / name
-        sync_folders([store, *_shard_folders(store, draft.layout)])
-        make_folders(target.parent, self._folder)
+        entered = make_folders(target.parent, self._folder)
+        sync_folders([store, *_shard_folders(store, draft.layout), *entered])
         try:
             os.rename(store, target)
         except OSError as error:
@@ -133,8 +135,8 @@ class FolderShelf:
         return sorted(str(path.relative_to(store)) for path in Path(store).rglob("*") if path.is_file())
 
     def read(self, store: str, key: str) -> BinaryIO:
-        """The opened file."""
-        return open(f"{store}/{key}", "rb")
+        """The opened file, read in large pieces."""
+        return open(f"{store}/{key}", "rb", _PIECE_BYTES)
 
     def seconds_untouched(self, work: str) -> float:
         """By the newest folder in it."""

@@ -126,8 +126,9 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
                 parts = np.array_split(codes, min(turn.threads, len(codes)))
                 turn.map(partial(forecaster.encoder.mask, missing=missing_now), parts)
             has_values = forecaster.encoder.has_values(codes)
+            counts = turn.map(partial(count_missing, encoding=forecaster.decoder.encoding), here[:, None])
             written = write_block(draft, block.window, codes, turn)
-    missing = tuple(int(n) for n in count_missing(here, forecaster.decoder.encoding))
+    missing = tuple(int(count) for (count,) in counts)
     return BlockResult(block.index, run, reused, missing, written, watch.seconds(), has_values, spans=watch.spans)
 
 

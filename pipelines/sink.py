@@ -42,7 +42,7 @@ __all__ = [
     "open_draft", "point_latest", "publish", "store_template", "sweep", "write_block",
 ]  # fmt: skip
 
-_TOGETHER = min(16, os.cpu_count() or 1)  # shards that are checked at the same time
+_TOGETHER = min(4, os.cpu_count() or 1)  # shards that are checked at the same time; more wait for Python's lock
 _NAMED = 8  # shards or files that a message names before it only counts
 
 

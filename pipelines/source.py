@@ -158,9 +158,14 @@ class Source:
 
     def is_stored(self, index: int) -> bool:
         """True if anything of a frame is stored; a frame never written would read as all fill value."""
-        keys = [f"{self.variable}/{key}" for key in self._chunk_keys(index)]
-        with _reading(f"frame {text_of(self.times[index])} of {self.where}"):
-            return bool(sync(_any_exists(_connect(self.store), keys)))
+        return self.are_stored([index])[0]
+
+    def are_stored(self, indices: Sequence[int | None]) -> list[bool]:
+        """Of each frame, whether anything of it is stored; not of those that are not on the time axis (None)."""
+        keys = [[] if index is None else list(self._chunk_keys(index)) for index in indices]
+        found = [text_of(self.times[index]) for index in indices if index is not None]
+        with _reading(f"frame {', '.join(found)} of {self.where}"):
+            return list(sync(_each_exists(StorePath(_connect(self.store), self.variable), keys)))
 
     def is_blank(self, index: int) -> bool:
         """True if every cell of a frame holds the fill value of the array, as where nobody has written it."""
@@ -231,8 +236,7 @@ def find_inputs(source: Source, product: Product, reference_time: np.datetime64 
         InputError: the time axis or its step does not fit, or a frame is missing.
     """
     cycle = choose_frames(source.times, product.name, product.input, reference_time, source.where)
-    stored = [index is not None and source.is_stored(index) for index in cycle.frame_indices]
-    return without_absent(cycle, stored, product.input.missing_frame, source.where)
+    return without_absent(cycle, source.are_stored(cycle.frame_indices), product.input.missing_frame, source.where)
 
 
 def arrived(source: Source, now: np.datetime64, ahead: np.timedelta64) -> Source:
@@ -342,9 +346,13 @@ def _reading(what: str, absent: type[InputError] = InputError) -> Iterator[None]
         raise CorruptInputError(f"{what} cannot be read: {type(error).__name__}: {reason[0]}") from error
 
 
-async def _any_exists(store: Any, keys: list[str]) -> bool:
+async def _each_exists(at: StorePath, keys: Sequence[Sequence[str]]) -> list[bool]:
+    return await asyncio.gather(*(_any_exists(at, some) for some in keys))
+
+
+async def _any_exists(at: StorePath, keys: Sequence[str]) -> bool:
     for start in range(0, len(keys), 16):
-        if any(await asyncio.gather(*(store.exists(key) for key in keys[start : start + 16]))):
+        if any(await asyncio.gather(*((at / key).exists() for key in keys[start : start + 16]))):
             return True
     return False
 

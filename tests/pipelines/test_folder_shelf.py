@@ -81,6 +81,17 @@ def test_a_folder_that_got_a_shard_is_synced_after_it(shelf, monkeypatch):
     assert set(rows) >= {store, *((store / draft.layout.shard_key(*s)).parent for s in draft.layout.shards)}
 
 
+def test_the_folders_of_a_new_day_are_on_disk_before_the_cycle_is_in_them(shelf, monkeypatch):
+    shelf.publish("2016-09-27T12:00")
+    draft, synced = shelf.filled(TIME), []
+    monkeypatch.setattr(folder_shelf, "sync_folders", lambda folders: synced.extend(folders))
+    monkeypatch.setattr(os, "rename", full_disk)
+    with pytest.raises(OutputError):
+        publish(draft)
+    assert shelf.folder / "2016" / "09" in synced
+    assert not {shelf.folder, shelf.folder / "2016"} & set(synced)  # their entries were there
+
+
 def test_published_files_are_read_only(shelf):
     for path in Path(shelf.publish(TIME).path).rglob("*"):
         assert path.is_dir() or not path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
@@ -128,10 +139,11 @@ def test_a_hindcast_can_be_published_into_a_day_that_retention_just_removed(shel
     make, calls = folder_shelf.make_folders, []
 
     def make_then_remove(path, top):
-        make(path, top)
+        entered = make(path, top)
         if not calls:
             path.rmdir()
         calls.append(path)
+        return entered
 
     monkeypatch.setattr(folder_shelf, "make_folders", make_then_remove)
     publish(draft)
