@@ -1,7 +1,7 @@
 """One cycle on all workers of a pool: inputs, then draft, blocks, check and publication, or nothing at all."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from time import monotonic, sleep
 from typing import Any
@@ -18,7 +18,7 @@ from pipelines.cycles import find_cycle
 from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, PipelineError
 from pipelines.frames import text_of
 from pipelines.run import BlockResult
-from pipelines.sink import Draft, expire, sweep
+from pipelines.sink import Draft, check_block, expire, sweep
 from pipelines.source import Cycle, Source, arrived, find_inputs
 from pipelines.spans import Stopwatch
 from pipelines.tiling import Block
@@ -61,7 +61,7 @@ def run_cycle(
             frames = share_frames(source, cycle, prepared.plan.tiling, side, watch, at_once=prepared.gpu)
             _sweep(prepared, watch)  # while frames are read
             with watch("blocks"):
-                return _drive(prepared, pool, cycle, draft, frames, start, progress, watch)
+                return _drive(prepared, pool, cycle, draft, frames, start, progress, watch, side)
 
     try:
         report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
@@ -125,12 +125,17 @@ def _drive(
     start: float,
     progress: Progress,
     watch: Stopwatch,
+    side: Executor,
 ) -> Filled:
-    """The blocks of a draft, each written by a worker of the pool or given up; its metadata while they work."""
+    """The blocks of a draft, each written by a worker of the pool or given up.
+
+    While they work, the metadata is written, and `side` checks the shards of those that are done.
+    """
     tiling, deadline = prepared.plan.tiling, prepared.product.deadline
     blocks = tiling.blocks()
     results: dict[int, BlockResult] = {}
     given_up: dict[int, str] = {}
+    checks: list[Future[dict[str, str]]] = []
 
     def send(worker: Any, block: Block) -> Any:
         return worker.run.remote(block, cycle, draft, *frames.of(tiling.reads(block)))
@@ -139,16 +144,21 @@ def _drive(
         kept[block.index] = what
         progress(len(results) + len(given_up), len(blocks), list(results.values()))
 
+    def landed(block: Block, result: BlockResult, worker: str) -> None:
+        checks.append(side.submit(check_block, draft, block.window))
+        settle(results, block, replace(result, worker=worker))
+
     Drive(
         pool,
         blocks,
         send,
-        landed=lambda block, result, worker: settle(results, block, replace(result, worker=worker)),
+        landed=landed,
         gave_up=lambda block, reason: settle(given_up, block, reason),
         meanwhile=lambda: describe_cycle(prepared, cycle, draft, watch),
         deadline=None if deadline is None else start + deadline.total_seconds(),
     ).run()
-    return Filled([results[index] for index in sorted(results)], given_up)
+    whole = {key: stamp for check in checks for key, stamp in check.result().items()}
+    return Filled([results[index] for index in sorted(results)], given_up, whole)
 
 
 def _expire(prepared: Prepared, cycle: Cycle) -> tuple[str, ...]:

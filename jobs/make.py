@@ -78,10 +78,15 @@ class CycleReport:
 
 @dataclass(frozen=True)
 class Filled:
-    """What came of the blocks of a draft: results, and the reasons of those that were given up, by index."""
+    """What came of the blocks of a draft: results, and the reasons of those that were given up, by index.
+
+    Attributes:
+        whole: shards that were checked, as `check_block` gives them.
+    """
 
     results: Sequence[BlockResult]
     given_up: Mapping[int, str] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_cycle(
@@ -116,7 +121,7 @@ def make_cycle(
         report = _report(prepared, cycle, blocks, filled.results, gaps)
         publishing = monotonic()
         with watch("publish"):
-            path = publish(draft, _outcome(report), replace_published, point=False).path
+            path = publish(draft, _outcome(report), replace_published, point=False, whole=filled.whole).path
             late = _point(prepared) if point else ()
         done = monotonic()
     spans = [Span("cycle", start, done, current_thread().name), *watch.spans]

@@ -138,6 +138,14 @@ class FolderShelf:
         """The opened file, read in large pieces."""
         return open(f"{store}/{key}", "rb", _PIECE_BYTES)
 
+    def stamp(self, store: str, key: str) -> str | None:
+        """Its inode, size and time: files are put there whole, none is written again."""
+        try:
+            found = os.stat(f"{store}/{key}")
+        except FileNotFoundError:
+            return None
+        return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+
     def seconds_untouched(self, work: str) -> float:
         """By the newest folder in it."""
         folders = [Path(top) for top, _, _ in os.walk(self._staging(work))]

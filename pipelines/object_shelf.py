@@ -123,6 +123,10 @@ class ObjectShelf:
         """The whole object, in memory."""
         return io.BytesIO(objects.get(f"{store}/{key}"))
 
+    def stamp(self, store: str, key: str) -> str | None:
+        """The tag of the object."""
+        return objects.stamp(f"{store}/{key}")
+
     def seconds_untouched(self, work: str) -> float:
         """Since its marker was put."""
         return objects.seconds_since_put(self._marker(work)) or 0.0

@@ -147,6 +147,17 @@ def seconds_since_put(url: str) -> float | None:
     return (datetime.now(UTC) - written).total_seconds()
 
 
+def stamp(url: str) -> str | None:
+    """What tells an object from others that are put there; None if there is none, or the store does not tell them."""
+    store, key = locate(url)
+    try:
+        with _asking(url):
+            tag: str | None = store.head(key).get("e_tag")
+    except FileNotFoundError:
+        return None
+    return tag
+
+
 def names(url: str) -> list[str]:
     """The next parts of all keys that lie below; none if nothing does."""
     store, key = locate(url)

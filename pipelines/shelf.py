@@ -94,6 +94,10 @@ class Shelf(Protocol):
         """A file of a store; FileNotFoundError if there is none."""
         ...
 
+    def stamp(self, store: str, key: str) -> str | None:
+        """What tells a file from all others that were or will be put there; None if there is none."""
+        ...
+
     def seconds_untouched(self, work: str) -> float:
         """How long nobody has written anything for a piece of work, as far as it shows."""
         ...

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,8 @@ from pipelines.team import ALONE, Turn
 from pipelines.threads import map_on
 
 __all__ = [
-    "Draft", "Layout", "Provenance", "abort", "choose_layout", "describe", "expire", "has_drafts", "make_draft",
-    "open_draft", "point_latest", "publish", "store_template", "sweep", "write_block",
+    "Draft", "Layout", "Provenance", "abort", "check_block", "choose_layout", "describe", "expire", "has_drafts",
+    "make_draft", "open_draft", "point_latest", "publish", "store_template", "sweep", "write_block",
 ]  # fmt: skip
 
 _TOGETHER = min(4, os.cpu_count() or 1)  # shards that are checked at the same time; more wait for Python's lock
@@ -126,8 +127,25 @@ def write_block(draft: Draft, window: Window, codes: NDArray[Any], turn: Turn = 
     return sum(map_on(at_once, partial(_write_shard, draft, turn, instead), shards, parts))
 
 
+def check_block(draft: Draft, window: Window) -> dict[str, str]:
+    """The shards of a block that are whole, by key, each with the stamp of what was checked.
+
+    Raises:
+        OutputError: a shard cannot be read.
+    """
+    shelf = _shelf_of(draft)
+    with shelf.errors(draft.staging):
+        keys = [draft.layout.shard_key(*shard) for shard in draft.layout.shards_of(window)]
+        stamps = {key: shelf.stamp(draft.store, key) for key in keys}  # first: what comes later has another one
+        return {key: s for key, s in stamps.items() if s is not None and _fault(shelf, draft, key) is None}
+
+
 def publish(
-    draft: Draft, outcome: Mapping[str, Attribute] | None = None, replace: bool = False, point: bool = True
+    draft: Draft,
+    outcome: Mapping[str, Attribute] | None = None,
+    replace: bool = False,
+    point: bool = True,
+    whole: Mapping[str, str] = MappingProxyType({}),
 ) -> PublishedCycle:
     """Makes the draft visible in one step and moves `latest` to it if it is the newest.
 
@@ -135,6 +153,7 @@ def publish(
         outcome: what is known only at the end, such as the missing share; kept as `squall_...` attributes.
         replace: publish as the next revision if the cycle stands already.
         point: False leaves `latest` to a `point_latest` of the caller, who publishes many cycles.
+        whole: shards that `check_block` has seen; those that are still the same are not read again.
 
     Raises:
         IncompleteError: shards are missing or damaged (names them); nothing was published.
@@ -143,7 +162,7 @@ def publish(
     """
     shelf = _shelf_of(draft)
     with shelf.errors(draft.staging):
-        _refuse_incomplete(shelf, draft)
+        _refuse_incomplete(shelf, draft, whole)
         _record_outcome(shelf, draft, outcome or {})
         cycle = _claim(shelf, draft, replace)
         if point:
@@ -230,11 +249,11 @@ def _refuse_published(cycle: PublishedCycle | None, difference: str = "") -> Non
         raise AlreadyPublishedError(f"cycle {cycle.path} is published already{difference}; nothing was changed")
 
 
-def _refuse_incomplete(shelf: Shelf, draft: Draft) -> None:
+def _refuse_incomplete(shelf: Shelf, draft: Draft, whole: Mapping[str, str]) -> None:
     layout = draft.layout
     keys = [layout.shard_key(*shard) for shard in layout.shards]
     at_once = min(max(_TOGETHER, shelf.together), len(keys))
-    found = map_on(at_once, partial(_fault, shelf, draft), keys)
+    found = map_on(at_once, partial(_fault_now, shelf, draft, whole), keys)
     faults = [
         f"  {layout.shard_key(*shard)} ({layout.shard_window(*shard)}): {fault}"
         for shard, fault in zip(layout.shards, found, strict=True)
@@ -245,6 +264,12 @@ def _refuse_incomplete(shelf: Shelf, draft: Draft) -> None:
         text = "\n".join(faults[:_NAMED] + more)
         where = f"{len(faults)} of {len(layout.shards)} shards of {draft.product} {draft.reference_time}"
         raise IncompleteError(f"{where} are missing or damaged; nothing was published:\n{text}")
+
+
+def _fault_now(shelf: Shelf, draft: Draft, whole: Mapping[str, str], key: str) -> str | None:
+    if key in whole and shelf.stamp(draft.store, key) == whole[key]:
+        return None
+    return _fault(shelf, draft, key)
 
 
 def _fault(shelf: Shelf, draft: Draft, key: str) -> str | None:

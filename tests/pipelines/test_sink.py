@@ -22,7 +22,7 @@ from pipelines.cycles import find_cycle, latest_cycle, list_cycles
 from pipelines.errors import AlreadyPublishedError, IncompleteError, OutputError
 from pipelines.grid import Window
 from pipelines.shelves import as_opened
-from pipelines.sink import abort, expire, publish, sweep, write_block
+from pipelines.sink import abort, check_block, expire, publish, sweep, write_block
 from pipelines.team import Team
 
 TIME = "2016-09-28T15:30"
@@ -293,6 +293,37 @@ def test_a_truncated_shard_is_not_published(shelf):
     shelf.damage(draft.store, FIRST, lambda data: data.__delitem__(slice(len(data) // 2, None)))
     with pytest.raises(IncompleteError, match="c/0/0/0/0"):
         publish(draft)
+
+
+def test_a_shard_that_was_checked_is_not_read_again(shelf, monkeypatch):
+    draft = shelf.filled(TIME)
+    whole = check_block(draft, shelf.grid.window)
+    assert sorted(whole) == sorted(draft.layout.shard_key(*shard) for shard in draft.layout.shards)
+    rest = {key: stamp for key, stamp in whole.items() if key != FIRST}
+    read, fault = [], sink._fault
+    monkeypatch.setattr(sink, "_fault", lambda *place: (read.append(place[-1]), fault(*place))[1])
+    publish(draft, whole=rest)
+    assert read == [FIRST]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(None, "missing"), (lambda data: data.__delitem__(slice(len(data) // 2, None)), "crc32c")]
+)
+def test_a_shard_that_was_changed_after_its_check_is_not_published(shelf, change, said):
+    draft = shelf.filled(TIME)
+    whole = check_block(draft, shelf.grid.window)
+    shelf.damage(draft.store, FIRST, change)
+    with pytest.raises(IncompleteError, match=f"1 of 4 shards .*\n  {FIRST} .*{said}"):
+        publish(draft, whole=whole)
+    assert list_cycles(shelf.root, "rain") == []
+
+
+def test_a_damaged_or_missing_shard_is_not_known_as_whole(shelf):
+    draft = shelf.filled(TIME)
+    shelf.damage(draft.store, FIRST, lambda data: data.__setitem__(20, data[20] ^ 0x10))
+    shelf.damage(draft.store, draft.layout.shard_key(1, 0))
+    others = {draft.layout.shard_key(0, 1), draft.layout.shard_key(1, 1)}
+    assert set(check_block(draft, shelf.grid.window)) == others
 
 
 def run_and_die(shelf, line: str) -> None:
