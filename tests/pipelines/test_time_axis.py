@@ -70,9 +70,10 @@ def reads(counted: list[str]):
 
 
 @contextlib.contextmanager
-def short_steps(chunks: int, recent: int):
+def short_steps(chunks: int, recent: int, look_back: int = 1):
     """As if an axis of a few times were a long one."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source_module, "_LOOK_BACK", look_back)
         patch.setattr(time_axis, "CHUNKS_AT_ONCE", chunks)
         for module in (time_axis, frames_module):
             patch.setattr(module, "RECENT", recent)
@@ -118,6 +119,7 @@ def test_times_that_suffice_give_the_frames_of_the_whole_axis(numbers, keys, min
     chunk=st.integers(1, 4),
     chunks=st.integers(1, 4),
     recent=st.integers(1, 8),
+    look_back=st.integers(1, 12),
     unwritten=st.integers(0, 12),
     absent=st.integers(0, 12),
     fill=st.sampled_from(sorted(FILLS)),
@@ -125,7 +127,7 @@ def test_times_that_suffice_give_the_frames_of_the_whole_axis(numbers, keys, min
 )
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_end_of_an_axis_gives_the_frames_of_the_whole_axis(
-    frames, numbers, keys, minute, chunk, chunks, recent, unwritten, absent, fill, data
+    frames, numbers, keys, minute, chunk, chunks, recent, look_back, unwritten, absent, fill, data
 ):
     stored, length = range(max(0, len(numbers) - absent)), len(numbers) + unwritten
     shape = data.draw(st.integers(max(1, length - 14), length + 2))
@@ -136,7 +138,7 @@ def test_the_end_of_an_axis_gives_the_frames_of_the_whole_axis(
         ready = arrived(source, now, 15 * MINUTE) if reference is None else source
         return find_inputs(ready, product, reference)
 
-    with tempfile.TemporaryDirectory() as folder, short_steps(chunks, recent):
+    with tempfile.TemporaryDirectory() as folder, short_steps(chunks, recent, look_back):
         stored = [index for index in stored if index < shape]
         store = write_axis(Path(folder, "s.zarr"), numbers, chunk, stored, length, fill, shape)
         product = frames.product(store, **keys)
@@ -195,6 +197,14 @@ def test_an_axis_laid_out_ahead_is_read_back_to_the_newest_frame(frames, tmp_pat
         ready = arrived(source, times_of(LONG[599] + 1), 30 * MINUTE)
         assert find_inputs(ready, product).frame_indices == (597, 598, 599)
     assert of_times(keys) == [*range(earlier(source.first, 700, 1), source.first)]
+
+
+def test_the_newest_frame_may_lie_before_the_times_that_were_read_first(frames, tmp_path):
+    product = frames.product(write_axis(tmp_path / "s.zarr", LONG, stored=range(500)))
+    source = open_source(product.input, all_times=False)
+    ready = arrived(source, times_of(LONG[590]), 30 * MINUTE)
+    assert source.first > 500
+    assert find_inputs(ready, product).frame_indices == (497, 498, 499)
 
 
 def test_an_axis_in_few_chunks_is_read_whole(frames, tmp_path):
