@@ -28,7 +28,7 @@ def calibrate(file: Path, overrides: Sequence[str]) -> Pace:
     Raises:
         ConfigError, InputError, EngineError: of the product, its frames, or its engine.
     """
-    loaded = load(file, overrides)
+    loaded = load(file, overrides, all_times=False)
     pace = measure_pace(prepare(loaded, Resources(cuda.device_count(), usable_cores())))
     keep_pace(loaded.package, pace)
     return pace

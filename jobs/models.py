@@ -63,7 +63,9 @@ def open_package(text: str, product: Path | None = None) -> ModelPackage:
     if product is None:
         raise ConfigError(f"{text} is written for the grid of a product; name the product, too (--product FILE)")
     made = load_product(product)
-    return find_package(made.model_copy(update={"model": ModelRef(package=text)}), open_source(made.input))
+    return find_package(
+        made.model_copy(update={"model": ModelRef(package=text)}), open_source(made.input, all_times=False)
+    )
 
 
 def _registry() -> Registry:

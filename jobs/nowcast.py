@@ -29,7 +29,7 @@ def forecast(
     Raises:
         PipelineError, EngineError, RayGoneError: nothing was published.
     """
-    loaded = load(file, overrides)
+    loaded = load(file, overrides, all_times=False)
     connect()
     try:
         return _on_workers(loaded, reference_time, replace, progress, tell)

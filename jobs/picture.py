@@ -29,7 +29,7 @@ def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime
     if published is None:
         raise InputError(f"cycle {reference_time} of {product.name} is not published in {product.output.store}")
     forecast = open_cycle(published.path)
-    source = open_source(product.input)
+    source = open_source(product.input, all_times=False)
     observed = observed_fields(source, product, find_inputs(source, product, reference_time))
     past = in_units_of(forecast[product.output.variable], observed)
     title = f"{product.name}"

@@ -95,14 +95,17 @@ class Prepared:
         )
 
 
-def load(file: Path, overrides: Sequence[str]) -> Loaded:
+def load(file: Path, overrides: Sequence[str], all_times: bool = True) -> Loaded:
     """The product of a file, its store open and its model checked.
+
+    Args:
+        all_times: read all times of the store; else the newest, as `open_source` has it.
 
     Raises:
         ConfigError, InputError, ModelError: what was found and what was expected.
     """
     product = load_product(file, overrides)
-    source = open_source(product.input)
+    source = open_source(product.input, all_times)
     package = find_package(product, source)
     model = model_needs(package.contract)
     require_fit(product, source, model, file)
@@ -237,7 +240,7 @@ class Planned:
 
 def plan_of(file: Path, overrides: Sequence[str]) -> Planned:
     """How the grid of a product would be cut on this machine; no Ray is started."""
-    loaded = load(file, overrides)
+    loaded = load(file, overrides, all_times=False)
     prepared = prepare(loaded, Resources(cuda.device_count(), usable_cores()))
     setup = prepared.setup
     flight = Flight(setup.blocks_in_flight, setup.team)

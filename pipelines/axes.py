@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from pipelines.encoding import read_encoding, unpack
 from pipelines.errors import InputError
-from pipelines.frames import Times
 from pipelines.grid import Grid
-from pipelines.timecode import decode_times
 
 _CRS_NAME = "crs"
 _CRS = (  # attributes of a store or a variable that say what a grid mapping variable should
@@ -115,21 +113,3 @@ def _grid_mapping(group: Any, attributes: Mapping[str, Any]) -> str | None:
     """Name of the variable that holds the CRS; CF also allows `crs: x y`."""
     named = str(attributes.get("grid_mapping", "")).partition(":")[0].strip()
     return next((name for name in (named, "spatial_ref", "crs") if name and name in group), None)
-
-
-def read_times(axis: Any, where: str, known: Times | None) -> Times:
-    """Times of the axis; where the known ones still stand, only those after them are read."""
-    start = len(known) - 1 if known is not None and 0 < len(known) <= axis.shape[0] else 0
-    times = decode_times(_written(axis[start:], axis.fill_value), axis.attrs, where)
-    if start and known is not None:
-        if times[0] != known[-1]:
-            return decode_times(_written(axis[:], axis.fill_value), axis.attrs, where)
-        return np.concatenate([known[:start], times])
-    return times
-
-
-def _written(codes: NDArray[Any], fill: Any) -> NDArray[Any]:
-    """Codes of rising times without those at the end that nobody has written: an append first lengthens the axis."""
-    there = np.flatnonzero(codes != fill)
-    end = int(there[-1]) + 1 if len(there) else len(codes)
-    return codes[:end] if end < len(codes) and codes[end - 1] > fill else codes

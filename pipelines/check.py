@@ -121,7 +121,8 @@ def _uneven(values: NDArray[np.float64]) -> str:
 
 def _check_times(source: Source, product: Product) -> Iterator[Problem]:
     yield from _refusal(
-        "input.history", lambda: choose_frames(source.times, product.name, product.input, None, source.where)
+        "input.history",
+        lambda: choose_frames(source.times, product.name, product.input, None, source.where, source.first),
     )
 
 
@@ -139,11 +140,11 @@ def _check_unseen(source: Source) -> Iterator[Problem]:
 
 def _check_newest(source: Source, product: Product) -> Iterator[Problem]:
     """The newest frame can be read and its values make sense."""
-    index = len(source.times) - 1
+    index = source.newest
 
     def read() -> None:
         if index >= 0 and source.is_stored(index):
-            time = source.times[index]
+            time = source.times[-1]
             source.read_frames(Cycle(product.name, time, (time,), (index,)))
 
     yield from _refusal("input.variable", read)

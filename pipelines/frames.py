@@ -1,7 +1,7 @@
 """Which frames a cycle needs: decisions about times, apart from any store."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipelines.product import InputSpec, Last, format_duration
 
 Times = NDArray[np.datetime64]
 
-_RECENT = 100  # steps, by which the usual one is told
+RECENT = 100  # steps, by which the usual one is told
 _RISING = "expected rising times, as ds.sortby('time').drop_duplicates('time') of xarray gives them"
 
 
@@ -45,24 +45,32 @@ class Cycle:
 
 
 def choose_frames(
-    times: Times, product: str, spec: InputSpec, reference_time: np.datetime64 | None, where: str
+    times: Times, product: str, spec: InputSpec, reference_time: np.datetime64 | None, where: str, first: int = 0
 ) -> Cycle:
     """The frames of a cycle, each the nearest to its wanted time within the tolerance.
 
     Args:
-        times: (time,) of the store, datetime64[ns], UTC.
+        times: (time,) of the store, datetime64[ns], UTC; all of them, or as many of the newest as `suffice`.
         reference_time: None = the newest time of the store, without parts of a second.
         where: the variable and its store, for messages.
+        first: position of the first of the times along the axis of the store.
 
     Raises:
         NotYetError: a wanted time lies after the newest frame.
         InputError: the time axis is unsorted, duplicated or empty, its step does not fit, or a frame is missing
             (under `use_available`: only if it is the newest).
     """
-    check_times(times, where)
-    wanted = times[-1].astype("datetime64[s]") if reference_time is None else reference_time
-    reference = wanted.astype("datetime64[ns]")
-    return nearest_frames(times, product, spec, reference, frame_offsets(times, spec, where), where)
+    check_times(times, where, first)
+    reference = _reference(times, reference_time)
+    cycle = nearest_frames(times, product, spec, reference, frame_offsets(times, spec, where), where)
+    return replace(cycle, frame_indices=tuple(i if i is None else first + i for i in cycle.frame_indices))
+
+
+def suffice(times: Times, spec: InputSpec, reference_time: np.datetime64 | None) -> bool:
+    """Whether the newest times of a store are all that `choose_frames` needs: earlier ones would change nothing."""
+    if not len(times) or (isinstance(spec.history, Last) and len(times) <= RECENT):
+        return False
+    return bool(times[0] <= _reference(times, reference_time) + frame_offsets(times, spec, "")[0])
 
 
 def nearest_frames(
@@ -88,23 +96,28 @@ def nearest_frames(
     return Cycle(product, reference, used, tuple(found))
 
 
-def check_times(times: Times, where: str) -> None:
-    """Raises InputError unless the times rise and none stands twice (names the first that does not)."""
+def check_times(times: Times, where: str, first: int = 0) -> None:
+    """Raises InputError unless the times rise and none stands twice (names the first that does not).
+
+    Args:
+        first: position of the first of them along the axis of the store.
+    """
     if not len(times):
         raise NotYetError(f"the time axis of {where} is empty; expected at least one frame")
     if np.isnat(times).any():
-        raise InputError(f"time {int(np.isnat(times).argmax())} of {where} is missing; expected a time")
+        raise InputError(f"time {first + int(np.isnat(times).argmax())} of {where} is missing; expected a time")
     steps = np.diff(times)
     if (steps == np.timedelta64(0)).any():
         twice = int((steps == np.timedelta64(0)).argmax())
         raise InputError(
-            f"the time {text_of(times[twice])} stands twice in {where} (positions {twice}, {twice + 1}); {_RISING}"
+            f"the time {text_of(times[twice])} stands twice in {where} "
+            f"(positions {first + twice}, {first + twice + 1}); {_RISING}"
         )
     if (steps < np.timedelta64(0)).any():
         back = int((steps < np.timedelta64(0)).argmax())
         raise InputError(
             f"the time axis of {where} is not sorted: {text_of(times[back + 1])} follows "
-            f"{text_of(times[back])} at position {back + 1}; {_RISING}"
+            f"{text_of(times[back])} at position {first + back + 1}; {_RISING}"
         )
 
 
@@ -127,7 +140,7 @@ def usual_step(times: Times) -> np.timedelta64 | None:
     """
     if len(times) < 2:
         return None
-    median = float(np.median(np.diff(times[-_RECENT - 1 :]).astype("timedelta64[ns]").astype(np.int64)))
+    median = float(np.median(np.diff(times[-RECENT - 1 :]).astype("timedelta64[ns]").astype(np.int64)))
     return np.timedelta64(max(round(median / 1e9), 1) * 10**9, "ns")
 
 
@@ -200,6 +213,12 @@ def _check_distinct(found: Sequence[int | None], wanted: Sequence[np.datetime64]
                 f"one frame of {where} is the nearest to two wanted times, {text_of(time)} and the next; "
                 f"input.tolerance {format_duration(spec.tolerance)} is too wide"
             )
+
+
+def _reference(times: Times, reference_time: np.datetime64 | None) -> np.datetime64:
+    wanted = times[-1].astype("datetime64[s]") if reference_time is None else reference_time
+    reference: np.datetime64 = wanted.astype("datetime64[ns]")
+    return reference
 
 
 def _ns(value: timedelta) -> np.timedelta64:

@@ -5,7 +5,7 @@ A reader of an append-only store sees what its consolidated metadata shows, wher
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,14 +22,15 @@ from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
 
-from pipelines.axes import find_dims, read_grid, read_times
+from pipelines.axes import find_dims, read_grid
 from pipelines.encoding import Encoding, check_sense, count_missing, is_missing, read_encoding
 from pipelines.errors import CorruptInputError, InputError, NotYetError, PipelineError
-from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, text_of
+from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, suffice, text_of
 from pipelines.grid import Grid, Window
 from pipelines.objects import OBJECT_STORES
 from pipelines.product import InputSpec, Product
 from pipelines.threads import map_on
+from pipelines.time_axis import read_earlier, read_later, read_times
 from pipelines.units import Quantity, least_value
 
 __all__ = [
@@ -62,7 +63,9 @@ class Source:
     A plain value: it pickles to a few kilobytes and the coordinates, and every process opens the store for itself.
 
     Attributes:
-        times: (time,) datetime64[ns], UTC, as stored (not yet checked).
+        times: (time,) datetime64[ns], UTC, as stored (not yet checked); all of them, or the newest.
+        first: position of the first of them along the axis: so many were not read.
+        time_name, time_metadata: of the Zarr array of the times.
         axes: where time, y and x stand among the dims of the array; any other dim has one cell.
         chunks: (time, y, x) cells of the smallest piece that can be read alone.
         metadata: of the Zarr array.
@@ -73,6 +76,9 @@ class Source:
     variable: str
     grid: Grid
     times: Times
+    first: int
+    time_name: str
+    time_metadata: Any
     encoding: Encoding
     axes: Axes
     chunks: Axes
@@ -115,6 +121,25 @@ class Source:
             InputError: as `open_source`.
         """
         return _load(self.store, self.variable, self.given, self)
+
+    def reaching(self, is_enough: Callable[[Times], bool]) -> "Source":
+        """The source with as many of its earlier times as are enough, or with all; read in growing steps.
+
+        Raises:
+            InputError: the times cannot be read.
+        """
+        source = self
+        while source.first and not is_enough(source.times):
+            with _reading(f"the coordinates of {self.where}"):
+                axis = _stored_array(self.store, self.time_name, self.time_metadata)
+                times, first = read_earlier(axis, self.where, source.times, source.first)
+            source = replace(source, times=times, first=first)
+        return source
+
+    @property
+    def newest(self) -> int:
+        """Position of the newest frame along the time axis; -1 if there is none."""
+        return self.first + len(self.times) - 1
 
     def read(self, cycle: Cycle, window: Window) -> Raw:
         """Codes of the cycle's frames in a window, (frame, y, x), in the encoding's dtype.
@@ -163,14 +188,14 @@ class Source:
     def are_stored(self, indices: Sequence[int | None]) -> list[bool]:
         """Of each frame, whether anything of it is stored; not of those that are not on the time axis (None)."""
         keys = [[] if index is None else list(self._chunk_keys(index)) for index in indices]
-        found = [text_of(self.times[index]) for index in indices if index is not None]
-        with _reading(f"frame {', '.join(found)} of {self.where}"):
+        frames = ", ".join(self._frame(index) for index in indices if index is not None)
+        with _reading(frames or self.where):
             return list(sync(_each_exists(StorePath(_connect(self.store), self.variable), keys)))
 
     def is_blank(self, index: int) -> bool:
         """True if every cell of a frame holds the fill value of the array, as where nobody has written it."""
         fill = self.metadata.fill_value
-        with _reading(f"frame {text_of(self.times[index])} of {self.where}", CorruptInputError):
+        with _reading(self._frame(index), CorruptInputError):
             raw = self._array().get_basic_selection(self._selection(index, self.grid.window))
         return bool((np.isnan(raw) if fill != fill else raw == (fill or 0)).all())
 
@@ -178,6 +203,9 @@ class Source:
     def frames_of_chunk(self) -> int:
         """Frames that share a stored object."""
         return int(self._stored_sizes()[self.axes[0]])
+
+    def _frame(self, index: int) -> str:
+        return f"frame {text_of(self.times[index - self.first])} of {self.where}"
 
     def _read_frame(self, cycle: Cycle, position: int, window: Window, target: Raw) -> None:
         frame = f"frame {text_of(cycle.frame_times[position])} of {self.where}, window {window},"
@@ -208,11 +236,14 @@ class Source:
         return map(self.metadata.encode_chunk_key, pairs(*along))
 
     def _array(self) -> Any:
-        return zarr.Array(zarr.AsyncArray(self.metadata, StorePath(_connect(self.store), self.variable)))
+        return _stored_array(self.store, self.variable, self.metadata)
 
 
-def open_source(spec: InputSpec) -> Source:
+def open_source(spec: InputSpec, all_times: bool = True) -> Source:
     """The variable that a product reads, its grid, times and encoding; no frame is read.
+
+    Unless all times are asked for, the newest are read: enough to tell the usual step, and for most cycles made from
+    the newest frames. `find_inputs` and `arrived` read earlier ones where they need them.
 
     `spec.store` is a local path or a URL: s3://, gs://, az://, http(s):// (obstore, credentials from the
     environment), or anything that fsspec knows.
@@ -221,7 +252,7 @@ def open_source(spec: InputSpec) -> Source:
         InputError: no such store or variable (lists those there are), wrong dims, an attribute that is no number.
         CorruptInputError: the store is there but cannot be read.
     """
-    return _load(spec.store, spec.variable, spec.attributes)
+    return _load(spec.store, spec.variable, spec.attributes, all_times=all_times)
 
 
 def find_inputs(source: Source, product: Product, reference_time: np.datetime64 | None = None) -> Cycle:
@@ -235,8 +266,10 @@ def find_inputs(source: Source, product: Product, reference_time: np.datetime64 
         NotYetError: a frame has not arrived, or its time is there but nothing of it is stored yet.
         InputError: the time axis or its step does not fit, or a frame is missing.
     """
-    cycle = choose_frames(source.times, product.name, product.input, reference_time, source.where)
-    return without_absent(cycle, source.are_stored(cycle.frame_indices), product.input.missing_frame, source.where)
+    spec = product.input
+    source = source.reaching(lambda times: suffice(times, spec, reference_time))
+    cycle = choose_frames(source.times, product.name, spec, reference_time, source.where, source.first)
+    return without_absent(cycle, source.are_stored(cycle.frame_indices), spec.missing_frame, source.where)
 
 
 def arrived(source: Source, now: np.datetime64, ahead: np.timedelta64) -> Source:
@@ -249,11 +282,13 @@ def arrived(source: Source, now: np.datetime64, ahead: np.timedelta64) -> Source
         NotYetError: none of the last times up to then has a frame.
         InputError: it does not show which frames have arrived, for they share chunks.
     """
-    times, limit = source.times, now + ahead
-    if not len(times) or not times[-1] > now or _is_last_there(source):
+    limit = now + ahead
+    if not len(source.times) or not source.times[-1] > now or _is_last_there(source):
         return source
-    past = int(np.searchsorted(times, limit, "right"))
-    count = next((n for n in range(past, max(0, past - _LOOK_BACK), -1) if source.is_stored(n - 1)), 0)
+    source = source.reaching(lambda times: _until(limit, times) >= _LOOK_BACK)
+    times, past = source.times, _until(limit, source.times)
+    positions = range(past, max(0, past - _LOOK_BACK), -1)
+    count = next((n for n in positions if source.is_stored(source.first + n - 1)), 0)
     if not count:
         raise NotYetError(
             f"the time axis of {source.where} goes on to {text_of(times[-1])}, but nothing is stored of the last "
@@ -262,13 +297,18 @@ def arrived(source: Source, now: np.datetime64, ahead: np.timedelta64) -> Source
     return replace(source, times=times[:count])
 
 
+def _until(limit: np.datetime64, times: Times) -> int:
+    """How many of the times lie up to a limit."""
+    return int(np.searchsorted(times, limit, "right"))
+
+
 def _is_last_there(source: Source) -> bool:
     """Whether the last frame is; a chunk of several frames is stored as soon as one of them is, so cells are read."""
-    last, together = len(source.times) - 1, source.frames_of_chunk
+    last, together = source.newest, source.frames_of_chunk
     is_there = source.is_stored(last) and (together == 1 or not source.is_blank(last))
     if together > 1 and not is_there:
         raise InputError(
-            f"the time axis of {source.where} goes on to {text_of(source.times[last])}, and {together} frames share a "
+            f"the time axis of {source.where} goes on to {text_of(source.times[-1])}, and {together} frames share a "
             "chunk, so that it does not show which have arrived; expected one frame a chunk, or a time given with the "
             "command (--time, --to)"
         )
@@ -332,6 +372,11 @@ def _connect(url: str) -> Any:
     return FsspecStore.from_url(url, read_only=True)
 
 
+def _stored_array(store: str, name: str, metadata: Any) -> Any:
+    """An array of a store by what is known of it; nothing is read."""
+    return zarr.Array(zarr.AsyncArray(metadata, StorePath(_connect(store), name)))
+
+
 @contextmanager
 def _reading(what: str, absent: type[InputError] = InputError) -> Iterator[None]:
     """Turns whatever store and codecs raise inside into an InputError that names what was being read."""
@@ -357,7 +402,9 @@ async def _any_exists(at: StorePath, keys: Sequence[str]) -> bool:
     return False
 
 
-def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | None = None) -> Source:
+def _load(
+    store: str, variable: str, given: Mapping[str, Any], known: Source | None = None, all_times: bool = True
+) -> Source:
     """The source; grid and times are taken from what is known where the store still has them."""
     with _reading(f"Zarr store {store}"):
         group = _open_group(store)
@@ -371,13 +418,22 @@ def _load(store: str, variable: str, given: Mapping[str, Any], known: Source | N
             grid = known.grid
         else:
             grid = read_grid(group, attributes, names, where)
-        times = read_times(group[names[0]], where, known.times if known else None)
+        axis = group[names[0]]
+        times, first = _read_axis(axis, array.shape[axes[0]], where, known, all_times)
     is_v2 = array.metadata.zarr_format == 2
     encoding = read_encoding(array.dtype, attributes, array.fill_value, where, means_missing=is_v2)
     encoding = replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
-    whole = _arrived(times[: array.shape[axes[0]]])  # an append in progress lengthens one of them before the other
     chunks = _three(array.chunks[axis] for axis in axes)
-    return Source(store, variable, grid, whole, encoding, axes, chunks, array.metadata, given)
+    stretch = times, first, names[0], axis.metadata
+    return Source(store, variable, grid, *stretch, encoding, axes, chunks, array.metadata, given)
+
+
+def _read_axis(axis: Any, frames: int, where: str, known: Source | None, all_times: bool) -> tuple[Times, int]:
+    """Times and the position of the first; an append in progress lengthens the axis before the frames, or after."""
+    if known is None:
+        return read_times(axis, frames, where, all_times)
+    later = read_later(axis, frames, where, known.times, known.first)
+    return read_times(axis, frames, where, known.first == 0) if later is None else (later, known.first)
 
 
 def _open_group(store: str) -> Any:
@@ -415,9 +471,3 @@ def _find(group: Any, variable: str, store: str) -> Any:
 def _three(numbers: Iterable[int]) -> Axes:
     time, y, x = numbers
     return time, y, x
-
-
-def _arrived(times: Times) -> Times:
-    """Times without those at the end that are not there yet, as in a store that was laid out in advance."""
-    there = np.flatnonzero(~np.isnat(times))
-    return times[: there[-1] + 1 if len(there) else 0]
