@@ -178,6 +178,34 @@ def test_a_graph_that_draws_random_numbers_is_refused(tmp_path, net_type, packag
     assert f"draws random numbers ({kind})" in refusal(package(tmp_path / "m", net.model(y, 3)))
 
 
+@pytest.mark.parametrize("is_constant_node", [False, True])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_dropout_left_in_training_mode_is_refused(tmp_path, net_type, package, is_training, is_constant_node):
+    net = net_type(2)
+    mode = net.constant(is_training, "bool")
+    if is_constant_node:
+        mode = net.op("Constant", value=net.weights.pop())
+    model = net.model(net.op("Dropout", net.conv("x", 2, 3), net.constant(0.5), mode), 3)
+    folder = package(tmp_path / "m", model)
+    if is_training:
+        assert "is in training mode, so results are random" in refusal(folder)
+    else:
+        load_package(folder)
+
+
+@pytest.mark.parametrize("training_mode", [0, 1])
+def test_a_normalization_left_in_training_mode_is_refused(tmp_path, net_type, package, training_mode):
+    net = net_type(2)
+    given = [net.constant(np.full(3, value)) for value in (1, 0, 0, 1)]
+    y = net.op("BatchNormalization", net.conv("x", 2, 3), *given, training_mode=training_mode)
+    net.nodes[-1].output.extend(["mean", "variance"] if training_mode else [])
+    folder = package(tmp_path / "m", net.model(y, 3))
+    if training_mode:
+        assert "BatchNormalization 'n1' is in training mode" in refusal(folder)
+    else:
+        load_package(folder)
+
+
 def test_tensors_that_do_not_fit_each_other_are_refused(tmp_path, net_type, package):
     net = net_type(2)
     model = net.model(net.op("Add", net.conv("x", 2, 3), net.conv("x", 2, 4)), 3)
