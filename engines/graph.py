@@ -152,6 +152,15 @@ def data_dependent(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
+def aligns_corners(graph: onnx.GraphProto) -> str | None:
+    """The first Resize whose steps depend on the size of what it is given, as the corners stay where they are."""
+    for node in _nodes(graph):
+        modes = [a.s for a in node.attribute if a.name == "coordinate_transformation_mode"]
+        if node.op_type == "Resize" and modes == [b"align_corners"]:
+            return str(node.name)
+    return None
+
+
 def in_training(model: onnx.ModelProto, folder: Path) -> onnx.NodeProto | None:
     """The first operator that does as in training: drops values at random, or normalises by the batch at hand."""
     nodes = _nodes(model)

@@ -187,12 +187,11 @@ def _settle(
                 return Reach(found, trial.stride)
     if first.is_fixed:
         return Reach(None, first.stride)
-    known = f", {radius} cells away from borders" if radius is not None else ""
-    more = "tile.stride and tile.radius" if radius is None else "a larger tile.radius, or tile.stride, too"
-    raise ModelError(
-        f"shifting the input by none of {strides} cells shifts the output alike{known}; declare {more}, or "
-        "`radius: global` to run whole frames"
-    )
+    reason = "so it knows where on a tile a cell lies, or has another stride; declare `radius: global` for whole frames"
+    advice = f"{reason}, or tile.stride and tile.radius"
+    if radius is not None:
+        advice = f"{radius} cells away from borders; declare a larger tile.radius, or tile.stride, too, or `global`"
+    raise ModelError(f"shifting the input of the model by none of {strides} cells shifts its output alike, {advice}")
 
 
 def _faint(trial: _Trial) -> _Trial:

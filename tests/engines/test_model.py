@@ -240,7 +240,8 @@ def test_a_constant_that_stands_for_missing_may_be_nan(tmp_path, net_type, packa
 def test_a_second_input_is_refused(tmp_path, plain, package):
     model = plain()
     model.graph.input.append(helper.make_tensor_value_info("extra", TensorProto.FLOAT, [1]))
-    assert "has 2 input(s) and 1 output(s); expected one of each" in refusal(package(tmp_path / "m", model))
+    found = refusal(package(tmp_path / "m", model))
+    assert f"has 2 input(s) and 1 output(s): x, extra to {model.graph.output[0].name}; expected one of each" in found
 
 
 def test_a_second_output_is_refused(tmp_path, net_type, package):
@@ -285,6 +286,26 @@ def test_lead_times_that_do_not_match_the_model_are_refused(tmp_path, net_type, 
     assert "has 7 planes, but output.lead_times of model.yaml gives 3" in refusal(folder)
 
 
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("edge", ["h", 64])
+def test_a_model_with_its_planes_last_is_refused(tmp_path, net_type, package, side, edge):
+    net = net_type(2)
+    x = net.op("Transpose", "x", perm=[0, 3, 1, 2]) if side == "input" else "x"
+    y = net.conv(x, 2, 3)
+    y = net.op("Transpose", y, perm=[0, 2, 3, 1]) if side == "output" else y
+    model = net.model(y, 3)
+    value, planes = (model.graph.input[0], 2) if side == "input" else (model.graph.output[0], 3)
+    value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, ["n", edge, edge, planes]))
+    assert f"{value.name} has its {planes} planes on the last axis" in refusal(package(tmp_path / "m", model))
+
+
+@pytest.mark.parametrize("size", [("h", 64), (64, "w")])
+def test_a_model_of_one_dynamic_edge_is_refused(tmp_path, net_type, package, size):
+    net = net_type(2)
+    model = net.model(net.conv("x", 2, 3), 3, size=size)
+    assert "expected h and w both dynamic or both fixed" in refusal(package(tmp_path / "m", model))
+
+
 def test_a_model_that_changes_the_size_is_refused(tmp_path, net_type, package):
     net = net_type(2)
     model = net.model(net.pool(net.conv("x", 2, 3)), 3, size=(64, 64))
@@ -308,6 +329,17 @@ def test_a_sampler_without_a_declared_radius_is_refused(tmp_path, net_type, pack
     assert "declares no tile.radius, and GridSample moves data" in refusal(package(tmp_path / "m", model))
     for radius in (32, "global"):
         load_package(package(tmp_path / "m", model, tile={"radius": radius}))
+
+
+@pytest.mark.parametrize("tile", [{}, {"radius": 32}, {"radius": 32, "stride": 2}])
+def test_a_model_that_aligns_the_corners_of_its_tile_must_see_whole_frames(tmp_path, net_type, package, tile):
+    net = net_type(2)
+    y = net.grow(net.pool(net.conv("x", 2, 3)), mode="linear")
+    (mode,) = (a for a in net.nodes[-1].attribute if a.name == "coordinate_transformation_mode")
+    mode.s = b"align_corners"
+    y = net.conv(y, 3, 3)
+    assert "Resize 'n2' aligns the corners" in refusal(package(tmp_path / "m", net.model(y, 3), tile=tile))
+    load_package(package(tmp_path / "m", net.model(y, 3), tile={"radius": "global"}))
 
 
 def test_sampling_at_fixed_places_needs_no_declared_radius(net_type):

@@ -173,14 +173,16 @@ def test_a_model_that_adds_the_position_is_refused_with_advice(net_type):
     def infer(tile):
         return tile + np.arange(tile.shape[-1], dtype=np.float32)
 
-    with pytest.raises(ModelError, match=r"shifting the input by none of .* or `radius: global`"):
+    with pytest.raises(
+        ModelError, match=r"shifting the input .* by none of .* knows where on a tile a cell lies, .* `radius: global`"
+    ):
         probe(infer, 1)
 
 
 def test_a_declared_radius_that_is_too_small_is_named(engine, net_type):
     net = net_type(1)
     model = engine(net.model(net.conv("x", 1, 1, 9), 1))
-    with pytest.raises(ModelError, match="shifts the output alike, 1 cells away from borders; declare a larger"):
+    with pytest.raises(ModelError, match="shifts its output alike, 1 cells away from borders; declare a larger"):
         probe(model, 1, radius=1)
 
 
