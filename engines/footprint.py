@@ -117,7 +117,7 @@ def _tensors(graph: onnx.GraphProto) -> dict[str, _Tensor]:
 
 def _made(node: onnx.NodeProto) -> str:
     """The first result that an operator is asked for; a recurrent one may be asked for its last state alone."""
-    return next(filter(None, node.output))
+    return str(next(filter(None, node.output)))
 
 
 def _tensor(value: onnx.ValueInfoProto) -> _Tensor:

@@ -115,8 +115,10 @@ def make_plan(
     fitting = [t for t in tilings if batch * _memory(t, needs) <= spec.memory]
     if not fitting:
         least = batch * min(_memory(t, needs) for t in tilings)
+        whole = needs.radius is None and spec.mode == "crop"
+        what = "the whole frame, which is one tile as the model's radius is global" if whole else "the smallest"
         raise ConfigError(
-            f"no tile fits: the smallest, in batches of {batch}, needs {least / 1e9:.2f} GB, tiling.memory allows "
+            f"no tile fits: {what}, in batches of {batch}, needs {least / 1e9:.2f} GB, tiling.memory allows "
             f"{spec.memory / 1e9:.2f} GB"
         )
     best = min(fitting, key=lambda t: (_cost(t, crew, pace), len(t.blocks()), -t.tile[0] * t.tile[1]))
