@@ -161,6 +161,15 @@ def test_a_blend_may_overlap_less_than_the_model_sees():
 
 
 FIXED = Needs(46, 8, 420.0, size=(512, 512))
+
+
+@pytest.mark.parametrize("radius", [25, None])
+@pytest.mark.parametrize("size", [(1232, 760), (1232, 768), (1248, 768), (1280, 768)])
+def test_a_model_of_the_padded_frame_runs_the_whole_frame(radius, size):
+    tiling = make_plan(FMI, (256, 256), Needs(radius, 4, 100.0, size), spec()).tiling
+    assert (tiling.tile, len(tiling.blocks())) == (size, 1)
+
+
 GLOBAL = Needs(None, 8, 100.0)
 
 
