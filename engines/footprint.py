@@ -23,6 +23,7 @@ BLOCKED |= {"Relu", "Sigmoid", "Tanh"}
 # Operators that may write over an input which nothing else needs.
 IN_PLACE = {"Add", "Sub", "Mul", "Div", "Relu", "LeakyRelu", "Elu", "Tanh", "Sigmoid", "Clip", "Abs", "Neg", "Exp"}
 IN_PLACE |= {"Log", "Sqrt", "Floor", "Ceil", "Erf", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+UNKNOWN = "does not follow from the input's, so the memory of a tile is not known; export the model with loops unrolled"
 FRAGMENTS = 1.5  # measured: what ONNX Runtime takes for each byte alive
 
 Shape = tuple[int, int]
@@ -105,8 +106,8 @@ def _tensors(graph: onnx.GraphProto) -> dict[str, _Tensor]:
     for node in graph.node:
         for name in filter(None, node.output):
             if name not in found:
-                raise ModelError(f"the shape of {name!r}, made by {node.op_type}, does not follow from the input's")
-        made, given = node.output[0], [found[name] for name in node.input if name in found]
+                raise ModelError(f"the shape of {name!r}, made by {node.op_type}, {UNKNOWN}")
+        made, given = _made(node), [found[name] for name in node.input if name in found]
         is_blocked = node.op_type in BLOCKED and all(tensor.is_blocked for tensor in given)
         if node.op_type == "Conv":
             is_blocked = values[made].type.tensor_type.shape.dim[1].dim_value >= BLOCK // 2
@@ -114,11 +115,19 @@ def _tensors(graph: onnx.GraphProto) -> dict[str, _Tensor]:
     return found
 
 
+def _made(node: onnx.NodeProto) -> str:
+    """The first result that an operator is asked for; a recurrent one may be asked for its last state alone."""
+    return str(next(filter(None, node.output)))
+
+
 def _tensor(value: onnx.ValueInfoProto) -> _Tensor:
+    if not value.type.HasField("tensor_type"):
+        found = value.type.WhichOneof("value")
+        raise ModelError(f"{value.name!r} is a {found}; expected tensors only: index or slice the axis in place of it")
     kind = value.type.tensor_type
     shape = [axis.dim_value for axis in kind.shape.dim]
-    if not all(axis.HasField("dim_value") for axis in kind.shape.dim):
-        raise ModelError(f"the shape {shape} of {value.name!r} does not follow from the input's")
+    if not kind.HasField("shape") or not all(axis.HasField("dim_value") for axis in kind.shape.dim):
+        raise ModelError(f"the shape {shape or '(unknown)'} of {value.name!r} {UNKNOWN}")
     item = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).itemsize
     padded = [*shape[:1], -(-shape[1] // BLOCK) * BLOCK, *shape[2:]] if len(shape) == 4 else shape
     return _Tensor(prod(shape) * item, prod(padded) * item)
@@ -128,14 +137,14 @@ def _peak(graph: onnx.GraphProto, tensors: dict[str, _Tensor]) -> int:
     """The most bytes alive at any operator."""
     uses = Counter(name for node in graph.node for name in set(node.input))
     uses.update(value.name for value in (*graph.input, *graph.output))
-    readers = [node for node in graph.node if node.op_type != "Conv" and not tensors[node.output[0]].is_blocked]
+    readers = [node for node in graph.node if node.op_type != "Conv" and not tensors[_made(node)].is_blocked]
     leaves_blocks = {name for node in readers for name in node.input}
     leaves_blocks.update(value.name for value in graph.output)
     kernels = {tensor.name: tensor.dims for tensor in graph.initializer}
     alive = {value.name: tensors[value.name].held for value in graph.input if value.name in tensors}
     most = sum(alive.values())
     for node in graph.node:
-        given, made = tensors.get(node.input[0] if node.input else ""), node.output[0]
+        given, made = tensors.get(node.input[0] if node.input else ""), _made(node)
         dying = [name for name in node.input if uses[name] == 1 and name in alive]
         if node.op_type in IN_PLACE and dying:
             del alive[dying[0]]

@@ -61,6 +61,12 @@ def read_graph(folder: Path) -> onnx.ModelProto:
             f"{path} draws random numbers ({sorted(random)[0]}), so no two runs or tiles would agree; export the model "
             "without noise, or with its noise made from the input"
         )
+    training = in_training(model, folder)
+    if training is not None:
+        raise ModelError(
+            f"{path}: {training.op_type} {training.name!r} is in training mode, so results are random or hang on the "
+            "tiles beside; call model.eval() before the export, and export without training=TrainingMode.TRAINING"
+        )
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # checker and shape inference raise unrelated types
@@ -144,6 +150,29 @@ def data_dependent(graph: onnx.GraphProto) -> set[str]:
         if node.op_type not in ("Shape", "Size") and (inner or computed.intersection(node.input)):
             computed.update(node.output)
     return found
+
+
+def aligns_corners(graph: onnx.GraphProto) -> str | None:
+    """The first Resize whose steps depend on the size of what it is given, as the corners stay where they are."""
+    for node in _nodes(graph):
+        modes = [a.s for a in node.attribute if a.name == "coordinate_transformation_mode"]
+        if node.op_type == "Resize" and modes == [b"align_corners"]:
+            return str(node.name)
+    return None
+
+
+def in_training(model: onnx.ModelProto, folder: Path) -> onnx.NodeProto | None:
+    """The first operator that does as in training: drops values at random, or normalises by the batch at hand."""
+    nodes = _nodes(model)
+    constants = {t.name: t for t in model.graph.initializer}
+    constants |= {n.output[0]: a.t for n in nodes if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
+
+    def is_on(node: onnx.NodeProto) -> bool:
+        if node.op_type == "Dropout":  # from opset 12 on the third input says so
+            return any(name not in constants or any(_contents(constants[name], folder)) for name in node.input[2:])
+        return any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
+
+    return next(filter(is_on, nodes), None)
 
 
 def spoiled_weight(model: onnx.ModelProto, folder: Path) -> str | None:

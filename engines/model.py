@@ -3,6 +3,7 @@
 import hashlib
 import re
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from engines.base import ModelError
-from engines.graph import data_dependent, digests, inside, read_graph, spoiled_weight
+from engines.graph import aligns_corners, data_dependent, digests, inside, read_graph, spoiled_weight
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
@@ -294,16 +295,26 @@ def _check_tensors(graph: onnx.GraphProto, contract: Contract, path: Path) -> No
     inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise ModelError(
-            f"{path} has {len(inputs)} input(s) and {len(graph.output)} output(s); expected one of "
-            "each: (n, channel, h, w) and (n, lead, h, w)"
+            f"{path} has {len(inputs)} input(s) and {len(graph.output)} output(s): {_names(inputs)} to "
+            f"{_names(graph.output)}; expected one of each: (n, channel, h, w) and (n, lead, h, w); before the export "
+            "make what is constant a buffer of a module around the model, and join or drop outputs there"
         )
     given = _axes(inputs[0], contract.input.frames, "input.frames", path)
     returned = _axes(graph.output[0], len(contract.output.leads), "output.lead_times", path)
+    if (given[2] is None) != (given[3] is None):
+        raise ModelError(
+            f"{path} takes tiles of {given[2:]} cells, where None is dynamic; expected h and w both dynamic or both "
+            "fixed: export it with both as dynamic axes"
+        )
     if any(None not in pair and pair[0] != pair[1] for pair in zip(given[2:], returned[2:], strict=True)):
         raise ModelError(
             f"{path} turns tiles of {given[2:]} cells into {returned[2:]}; expected the same size, as the last "
             "two axes of (n, channel, h, w) and (n, lead, h, w)"
         )
+
+
+def _names(values: Sequence[onnx.ValueInfoProto]) -> str:
+    return ", ".join(value.name for value in values) or "none"
 
 
 def _axes(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> list[int | None]:
@@ -313,7 +324,13 @@ def _axes(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> list
     kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if kind != "FLOAT" or len(axes) != 4:
         raise ModelError(
-            f"{path}: {value.name} is {kind} with {len(axes)} axes; expected FLOAT with 4: (n, channel or lead, h, w)"
+            f"{path}: {value.name} is {kind} with {len(axes)} axes; expected FLOAT with 4: (n, channel or lead, h, w); "
+            "cast and reshape in a module around the model before the export"
+        )
+    if axes[1] != planes == axes[3]:
+        raise ModelError(
+            f"{path}: {value.name} has its {planes} planes on the last axis, {axes}; expected (n, channel or lead, h, "
+            "w): permute the axes in a module around the model before the export"
         )
     if axes[1] not in (None, planes):
         raise ModelError(f"{path}: {value.name} has {axes[1]} planes, but {key} of model.yaml gives {planes}")
@@ -321,7 +338,15 @@ def _axes(value: onnx.ValueInfoProto, planes: int, key: str, path: Path) -> list
 
 
 def _check_reach(graph: onnx.GraphProto, contract: Contract, folder: Path) -> None:
-    movers = data_dependent(graph) if contract.tile.radius is None else set()
+    radius = contract.tile.radius
+    stretching = aligns_corners(graph) if radius != "global" else None
+    if stretching is not None:
+        raise ModelError(
+            f"{folder / 'model.yaml'} declares {'no tile.radius' if radius is None else f'tile.radius {radius}'}, but "
+            f"Resize {stretching!r} aligns the corners of its tile (align_corners=True), so a result depends on where "
+            "in the tile it lies; declare `radius: global` to run whole frames, or train with align_corners=False"
+        )
+    movers = data_dependent(graph) if radius is None else set()
     if movers:
         raise ModelError(
             f"{folder / 'model.yaml'} declares no tile.radius, and {sorted(movers)[0]} moves data by its "

@@ -6,7 +6,7 @@ borders of all tiles do, so every offset within a stride is tried at once.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import gcd
 from typing import Literal
@@ -20,11 +20,13 @@ Tensor = NDArray[np.float32]
 Infer = Callable[[Tensor], Tensor]
 Shape = tuple[int, int]
 
-PROBE_VERSION = "3"  # raise it with every change of what a probe finds: needs are kept by it
-STRIDES = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 24, 32, 36, 40, 48, 64)
+PROBE_VERSION = "4"  # raise it with every change of what a probe finds: needs are kept by it
+STRIDES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64)
+PRIMES = 2 * 3 * 5 * 7  # of the strides
 SIZES = (256, 512, 1024)
 BAND = 32
 PATCH = 8
+FAINT = 1e-4  # of a random field: below any threshold
 ROUNDING = 1e-4  # of the largest result: what tiles that are computed together may differ by
 
 
@@ -142,7 +144,7 @@ class _Trial:
 def _trials(infer: Infer, channels: int, size: int, fixed: Shape | None, strides: tuple[int, ...]) -> Iterator[_Trial]:
     """Strides whose multiples the model takes; the edge of the tile is a multiple of the stride and of little else."""
     for stride in strides:
-        count = next(n for n in range(-(-size // stride), size + 30) if gcd(n, 30) == 1)
+        count = next(n for n in range(-(-size // stride), size + PRIMES) if gcd(n, PRIMES) == 1)
         shape = fixed or (count * stride, count * stride)
         if all(edge % stride == 0 for edge in shape):
             field = _field(channels, shape[0] + stride, shape[1] + stride)
@@ -174,7 +176,7 @@ def _settle(
     first: _Trial, trials: Iterator[_Trial], radius: int | Literal["global"] | None, strides: tuple[int, ...]
 ) -> Reach:
     """The reach at the least stride under which the model is the same when shifted."""
-    if radius == "global" or (radius is None and _depth(first, _wild) > first.deepest):
+    if radius == "global" or (radius is None and any(_depth(t, _wild) > t.deepest for t in (first, _faint(first)))):
         return Reach(None, first.stride)
     for trial in trials:
         if _is_same_when_shifted(trial, trial.deepest if radius is None else radius):
@@ -185,12 +187,17 @@ def _settle(
                 return Reach(found, trial.stride)
     if first.is_fixed:
         return Reach(None, first.stride)
-    known = f", {radius} cells away from borders" if radius is not None else ""
-    more = "tile.stride and tile.radius" if radius is None else "a larger tile.radius, or tile.stride, too"
-    raise ModelError(
-        f"shifting the input by none of {strides} cells shifts the output alike{known}; declare {more}, or "
-        "`radius: global` to run whole frames"
-    )
+    reason = "so it knows where on a tile a cell lies, or has another stride; declare `radius: global` for whole frames"
+    advice = f"{reason}, or tile.stride and tile.radius"
+    if radius is not None:
+        advice = f"{radius} cells away from borders; declare a larger tile.radius, or tile.stride, too, or `global`"
+    raise ModelError(f"shifting the input of the model by none of {strides} cells shifts its output alike, {advice}")
+
+
+def _faint(trial: _Trial) -> _Trial:
+    """The same on weak rain: a model may ask whether there is more than so much anywhere, which the field answers."""
+    weak = replace(trial, noise=trial.noise * np.float32(FAINT))
+    return replace(weak, out=trial.infer(weak.tile))
 
 
 def _is_same_when_shifted(trial: _Trial, margin: int) -> bool:

@@ -1,13 +1,15 @@
 """Draws a published cycle beside the frames it was made from, and what was observed since, if anything."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from pipelines.archive import find_cycle, open_cycle
-from pipelines.errors import InputError
+from pipelines.encoding import Encoding
+from pipelines.errors import ConfigError, InputError
 from pipelines.grid import Window
 from pipelines.model_space import ModelSpace
 from pipelines.plot import draw_forecast
@@ -30,21 +32,26 @@ def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime
         raise InputError(f"cycle {reference_time} of {product.name} is not published in {product.output.store}")
     forecast = open_cycle(published.path)
     source = open_source(product.input, all_times=False)
-    observed = observed_fields(source, product, find_inputs(source, product, reference_time))
-    past = in_units_of(forecast[product.output.variable], observed)
+    field = forecast[product.output.variable]
+    past = observed_fields(source, product, find_inputs(source, product, reference_time), field)
     title = f"{product.name}"
     model = str(forecast.attrs["squall_model"]).rpartition("-")[0].replace("-", " ")
     credit = ""
-    return draw_forecast(past, forecast[product.output.variable], out, title=title, model=model, credit=credit)
+    return draw_forecast(past, field, out, title=title, model=model, credit=credit)
 
 
-def observed_fields(source: Source, product: Product, cycle: Cycle) -> xr.DataArray:
-    """Physical values (time, y, x) float32 of the frames of a cycle, in units of `input_quantity`; missing = NaN."""
-    decoder = Decoder(source.encoding, ModelSpace(missing=float("nan")), is_zr=product.input.convert == "zr")
-    quantity = input_quantity(source.encoding, product.input.convert)
+def observed_fields(source: Source, product: Product, cycle: Cycle, forecast: xr.DataArray) -> xr.DataArray:
+    """Values (time, y, x) float32 of the frames of a cycle, in the units of a forecast; missing = NaN.
+
+    Raises:
+        ConfigError: what was observed and the forecast do not fit each other.
+    """
+    convert = conversion(source.encoding, product.input.convert, quantity_of(forecast))
+    decoder = Decoder(source.encoding, ModelSpace(missing=float("nan")), is_zr=convert == "zr")
+    quantity = input_quantity(source.encoding, convert)
     grid = source.grid
     window = Window(0, grid.shape[0], 0, grid.shape[1])
-    return xr.DataArray(
+    observed = xr.DataArray(
         decoder.decode(source.read(cycle, window)),
         dims=("time", grid.y_name, grid.x_name),
         coords={
@@ -55,6 +62,20 @@ def observed_fields(source: Source, product: Product, cycle: Cycle) -> xr.DataAr
         name=product.input.variable,
         attrs={"units": quantity.units, "standard_name": quantity.standard_name or ""},
     )
+    return in_units_of(forecast, observed)
+
+
+def conversion(encoding: Encoding, convert: str, wanted: Quantity) -> str:
+    """A product's `input.convert`, or `zr` where only that leads to what its model makes, of reflectivity itself."""
+    for tried in (convert, "zr"):
+        with suppress(ConfigError):
+            convert_units(input_quantity(encoding, tried), wanted)
+            return tried
+    return convert
+
+
+def quantity_of(field: xr.DataArray) -> Quantity:
+    return Quantity(field.attrs.get("standard_name") or None, str(field.attrs["units"]))
 
 
 def in_units_of(forecast: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
@@ -63,10 +84,8 @@ def in_units_of(forecast: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
     Raises:
         ConfigError: the units do not fit each other.
     """
-    found, wanted = (
-        Quantity(f.attrs.get("standard_name") or None, str(f.attrs["units"])) for f in (observed, forecast)
-    )
-    change = convert_units(found, wanted)
+    wanted = quantity_of(forecast)
+    change = convert_units(quantity_of(observed), wanted)
     if change == UNCHANGED:
         return observed
     changed = observed * np.float32(change.factor) + np.float32(change.offset)

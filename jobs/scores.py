@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from jobs.picture import in_units_of, observed_fields
+from jobs.picture import observed_fields
 from pipelines.archive import PublishedCycle, list_cycles, open_cycle
 from pipelines.errors import InputError
 from pipelines.frames import Cycle, find_nearest
@@ -72,7 +72,7 @@ def _score_cycle(
         return None
     forecast = forecast.isel(lead_time=[position - 1 for position in seen[1:]])
     frames = Cycle(product.name, times[0], tuple(times[seen]), tuple(indices[position] for position in seen))
-    observed = in_units_of(forecast, observed_fields(source, product, frames))
+    observed = observed_fields(source, product, frames, forecast)
     newest = observed.isel(time=0, drop=True)
     still = newest.expand_dims(lead_time=forecast.lead_time.values).assign_coords(init_time=forecast.init_time)
     try:

@@ -177,6 +177,8 @@ def _check_quantity(encoding: Encoding, product: Product, model: ModelNeeds) -> 
 def _advice(encoding: Encoding, spec: InputSpec, model: ModelNeeds) -> str:
     """The line of the product file that may make the variable fit."""
     units = encoding.units.strip().lower()
+    if units == "dbz" and spec.convert == "zr" and not model.quantity.is_rain_rate:
+        return "for a model of reflectivity leave out input.convert"
     if units == "dbz" and spec.convert == "zr":
         return "write those of your radars, such as input.attributes: {zr_a: 200, zr_b: 1.6}"
     if units == "dbz" and model.quantity.is_rain_rate:

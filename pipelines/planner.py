@@ -5,8 +5,9 @@ pack, compress and write take as long as the GPU: small blocks then keep both bu
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as pairs
+from math import gcd
 
 from pipelines.errors import ConfigError
 from pipelines.product import TilingSpec
@@ -107,6 +108,7 @@ def make_plan(
     Raises:
         ConfigError: nothing fits; names the number that is in the way.
     """
+    needs = _padded(grid, needs) if spec.mode == "crop" else needs
     halo = _halo(needs, spec)
     tilings = list(_candidates(grid, shard, halo, needs, spec))
     if not tilings:
@@ -115,8 +117,10 @@ def make_plan(
     fitting = [t for t in tilings if batch * _memory(t, needs) <= spec.memory]
     if not fitting:
         least = batch * min(_memory(t, needs) for t in tilings)
+        whole = needs.radius is None and spec.mode == "crop"
+        what = "the whole frame, which is one tile as the model's radius is global" if whole else "the smallest"
         raise ConfigError(
-            f"no tile fits: the smallest, in batches of {batch}, needs {least / 1e9:.2f} GB, tiling.memory allows "
+            f"no tile fits: {what}, in batches of {batch}, needs {least / 1e9:.2f} GB, tiling.memory allows "
             f"{spec.memory / 1e9:.2f} GB"
         )
     best = min(fitting, key=lambda t: (_cost(t, crew, pace), len(t.blocks()), -t.tile[0] * t.tile[1]))
@@ -144,6 +148,15 @@ def _full_batch(tiling: Tiling, most: int) -> int:
     tiles = len(tiling.tiles(tiling.blocks()[0]))
     most = max(1, min(tiles, most, FULL_CELLS // (tiling.tile[0] * tiling.tile[1])))
     return -(-tiles // -(-tiles // most))
+
+
+def _padded(grid: Shape, needs: Needs) -> Needs:
+    """The needs of a model of one size that is the grid, padded to multiples of more than its stride."""
+    if needs.size is None:
+        return needs
+    step = gcd(*needs.size)
+    fits = step % needs.stride == 0 and all(round_up(g, step) == s for g, s in zip(grid, needs.size, strict=True))
+    return replace(needs, stride=step) if fits else needs
 
 
 def _halo(needs: Needs, spec: TilingSpec) -> int:
@@ -251,7 +264,10 @@ def _cost(tiling: Tiling, crew: Crew, pace: Pace) -> float:
 
 def _no_tile(grid: Shape, halo: int, needs: Needs, spec: TilingSpec) -> str:
     if needs.size and any(s > round_up(g, needs.stride) for s, g in zip(needs.size, grid, strict=True)):
-        return f"the model takes tiles of {needs.size} cells only, and the grid of {grid} is smaller"
+        return (
+            f"the model takes tiles of {needs.size} cells only, and the grid of {grid} is smaller; export it with "
+            "dynamic h and w"
+        )
     return (
         f"tile {_size(needs, spec)} leaves no core inside a halo of {halo} cells on every side; "
         f"use more than {2 * halo} cells"

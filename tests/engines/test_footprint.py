@@ -128,6 +128,37 @@ def test_a_shape_that_depends_on_values_is_refused_by_name(save, net_type):
         bytes_per_cell(save(net.model(net.op("Add", "x", total), 1)), 1)
 
 
+def test_a_tensor_of_unknown_rank_is_refused_by_name(save, net_type):
+    net = net_type(1)
+    branch = onnx.helper.make_tensor_value_info("any", onnx.TensorProto.FLOAT, None)
+    bodies = [
+        onnx.helper.make_graph([onnx.helper.make_node(kind, ["x"], ["any"], **how)], kind, [], [branch])
+        for kind, how in (("Identity", {}), ("Flatten", {"axis": 1}))
+    ]
+    is_wet = net.op("Greater", net.op("ReduceMax", "x", keepdims=0), net.constant(0))
+    either = net.op("If", is_wet, then_branch=bodies[0], else_branch=bodies[1])
+    y = net.op("Reshape", either, net.op("Shape", "x"))
+    with pytest.raises(ModelError, match=r"of 'v2' does not follow"):
+        bytes_per_cell(save(net.model(y, 1)), 1)
+
+
+def test_a_sequence_is_refused_by_name(save, net_type):
+    net = net_type(2)
+    y = net.op("SequenceAt", net.op("SplitToSequence", "x", axis=1), net.constant(1, "int64"))
+    with pytest.raises(ModelError, match="'v0' is a sequence_type; expected tensors only"):
+        bytes_per_cell(save(net.model(y, 1)), 2)
+
+
+def test_a_recurrent_operator_may_be_asked_for_its_last_state_alone(save, net_type):
+    net = net_type(2)
+    steps = net.op("Reshape", net.op("Transpose", "x", perm=[1, 0, 2, 3]), net.constant([2, -1, 1], "int64"))
+    weights = [net.constant(np.ones((1, 4 * 3, size))) for size in (1, 3)]
+    net.nodes.append(onnx.helper.make_node("LSTM", [steps, *weights], ["", "last"], hidden_size=3))
+    planes = net.op("Transpose", net.op("Squeeze", "last", net.constant([0], "int64")), perm=[1, 0])
+    y = net.op("Reshape", planes, net.constant([1, 3, 256, 256], "int64"))
+    assert bytes_per_cell(save(net.model(y, 3)), 2) > 4 * (2 + 3)
+
+
 def test_a_tile_that_the_model_cannot_take_is_refused(save, unet):
     with pytest.raises(ModelError, match="cannot load"):
         bytes_per_cell(save(unet()), 4, 100)

@@ -178,6 +178,34 @@ def test_a_graph_that_draws_random_numbers_is_refused(tmp_path, net_type, packag
     assert f"draws random numbers ({kind})" in refusal(package(tmp_path / "m", net.model(y, 3)))
 
 
+@pytest.mark.parametrize("is_constant_node", [False, True])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_dropout_left_in_training_mode_is_refused(tmp_path, net_type, package, is_training, is_constant_node):
+    net = net_type(2)
+    mode = net.constant(is_training, "bool")
+    if is_constant_node:
+        mode = net.op("Constant", value=net.weights.pop())
+    model = net.model(net.op("Dropout", net.conv("x", 2, 3), net.constant(0.5), mode), 3)
+    folder = package(tmp_path / "m", model)
+    if is_training:
+        assert "is in training mode, so results are random" in refusal(folder)
+    else:
+        load_package(folder)
+
+
+@pytest.mark.parametrize("training_mode", [0, 1])
+def test_a_normalization_left_in_training_mode_is_refused(tmp_path, net_type, package, training_mode):
+    net = net_type(2)
+    given = [net.constant(np.full(3, value)) for value in (1, 0, 0, 1)]
+    y = net.op("BatchNormalization", net.conv("x", 2, 3), *given, training_mode=training_mode)
+    net.nodes[-1].output.extend(["mean", "variance"] if training_mode else [])
+    folder = package(tmp_path / "m", net.model(y, 3))
+    if training_mode:
+        assert "BatchNormalization 'n1' is in training mode" in refusal(folder)
+    else:
+        load_package(folder)
+
+
 def test_tensors_that_do_not_fit_each_other_are_refused(tmp_path, net_type, package):
     net = net_type(2)
     model = net.model(net.op("Add", net.conv("x", 2, 3), net.conv("x", 2, 4)), 3)
@@ -212,7 +240,8 @@ def test_a_constant_that_stands_for_missing_may_be_nan(tmp_path, net_type, packa
 def test_a_second_input_is_refused(tmp_path, plain, package):
     model = plain()
     model.graph.input.append(helper.make_tensor_value_info("extra", TensorProto.FLOAT, [1]))
-    assert "has 2 input(s) and 1 output(s); expected one of each" in refusal(package(tmp_path / "m", model))
+    found = refusal(package(tmp_path / "m", model))
+    assert f"has 2 input(s) and 1 output(s): x, extra to {model.graph.output[0].name}; expected one of each" in found
 
 
 def test_a_second_output_is_refused(tmp_path, net_type, package):
@@ -257,6 +286,26 @@ def test_lead_times_that_do_not_match_the_model_are_refused(tmp_path, net_type, 
     assert "has 7 planes, but output.lead_times of model.yaml gives 3" in refusal(folder)
 
 
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("edge", ["h", 64])
+def test_a_model_with_its_planes_last_is_refused(tmp_path, net_type, package, side, edge):
+    net = net_type(2)
+    x = net.op("Transpose", "x", perm=[0, 3, 1, 2]) if side == "input" else "x"
+    y = net.conv(x, 2, 3)
+    y = net.op("Transpose", y, perm=[0, 2, 3, 1]) if side == "output" else y
+    model = net.model(y, 3)
+    value, planes = (model.graph.input[0], 2) if side == "input" else (model.graph.output[0], 3)
+    value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, ["n", edge, edge, planes]))
+    assert f"{value.name} has its {planes} planes on the last axis" in refusal(package(tmp_path / "m", model))
+
+
+@pytest.mark.parametrize("size", [("h", 64), (64, "w")])
+def test_a_model_of_one_dynamic_edge_is_refused(tmp_path, net_type, package, size):
+    net = net_type(2)
+    model = net.model(net.conv("x", 2, 3), 3, size=size)
+    assert "expected h and w both dynamic or both fixed" in refusal(package(tmp_path / "m", model))
+
+
 def test_a_model_that_changes_the_size_is_refused(tmp_path, net_type, package):
     net = net_type(2)
     model = net.model(net.pool(net.conv("x", 2, 3)), 3, size=(64, 64))
@@ -280,6 +329,17 @@ def test_a_sampler_without_a_declared_radius_is_refused(tmp_path, net_type, pack
     assert "declares no tile.radius, and GridSample moves data" in refusal(package(tmp_path / "m", model))
     for radius in (32, "global"):
         load_package(package(tmp_path / "m", model, tile={"radius": radius}))
+
+
+@pytest.mark.parametrize("tile", [{}, {"radius": 32}, {"radius": 32, "stride": 2}])
+def test_a_model_that_aligns_the_corners_of_its_tile_must_see_whole_frames(tmp_path, net_type, package, tile):
+    net = net_type(2)
+    y = net.grow(net.pool(net.conv("x", 2, 3)), mode="linear")
+    (mode,) = (a for a in net.nodes[-1].attribute if a.name == "coordinate_transformation_mode")
+    mode.s = b"align_corners"
+    y = net.conv(y, 3, 3)
+    assert "Resize 'n2' aligns the corners" in refusal(package(tmp_path / "m", net.model(y, 3), tile=tile))
+    load_package(package(tmp_path / "m", net.model(y, 3), tile={"radius": "global"}))
 
 
 def test_sampling_at_fixed_places_needs_no_declared_radius(net_type):

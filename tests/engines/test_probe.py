@@ -115,6 +115,14 @@ def test_a_model_that_looks_everywhere_has_no_finite_radius(engine, net_type, no
     assert probe(engine(net.model(net.op("Add", "x", net.op(norm, "x")), 2)), 2) == Reach(None, 1)
 
 
+@pytest.mark.parametrize("threshold", [0.1, 5])
+def test_a_model_that_asks_whether_it_rains_anywhere_looks_everywhere(engine, net_type, threshold):
+    net = net_type(1)
+    is_wet = net.op("Cast", net.op("Greater", "x", net.constant(threshold)), to=1)
+    model = net.model(net.op("Mul", net.conv("x", 1, 2), net.op("GlobalMaxPool", is_wet)), 2)
+    assert probe(engine(model), 1) == Reach(None, 1)
+
+
 def test_a_global_model_still_takes_multiples_of_its_stride_only(engine, net_type):
     net = net_type(2)
     small = net.grow(net.pool("x", factor=4), 4)
@@ -123,7 +131,7 @@ def test_a_global_model_still_takes_multiples_of_its_stride_only(engine, net_typ
     assert probe(engine(model), 2, radius="global") == Reach(None, 4)
 
 
-@pytest.mark.parametrize("stride", [3, 5, 8, 12, 20, 64])
+@pytest.mark.parametrize("stride", [3, 5, 7, 8, 12, 14, 20, 28, 64])
 def test_a_model_that_takes_only_multiples_of_its_stride_is_probed_on_them(engine, net_type, stride):
     net = net_type(1)
     small = net.grow(net.pool("x", "AveragePool", stride), stride)
@@ -165,14 +173,16 @@ def test_a_model_that_adds_the_position_is_refused_with_advice(net_type):
     def infer(tile):
         return tile + np.arange(tile.shape[-1], dtype=np.float32)
 
-    with pytest.raises(ModelError, match=r"shifting the input by none of .* or `radius: global`"):
+    with pytest.raises(
+        ModelError, match=r"shifting the input .* by none of .* knows where on a tile a cell lies, .* `radius: global`"
+    ):
         probe(infer, 1)
 
 
 def test_a_declared_radius_that_is_too_small_is_named(engine, net_type):
     net = net_type(1)
     model = engine(net.model(net.conv("x", 1, 1, 9), 1))
-    with pytest.raises(ModelError, match="shifts the output alike, 1 cells away from borders; declare a larger"):
+    with pytest.raises(ModelError, match="shifts its output alike, 1 cells away from borders; declare a larger"):
         probe(model, 1, radius=1)
 
 
@@ -240,8 +250,8 @@ def test_a_declared_stride_is_the_only_one_that_is_tried(engine, unet):
 
 def test_a_stride_that_would_not_be_guessed_can_be_declared(engine, net_type):
     net = net_type(1)
-    small = net.grow(net.pool("x", "AveragePool", 14), 14)
-    assert probe(engine(net.model(net.op("Add", "x", small), 1)), 1, stride=14) == Reach(0, 14)
+    small = net.grow(net.pool("x", "AveragePool", 22), 22)
+    assert probe(engine(net.model(net.op("Add", "x", small), 1)), 1, stride=22) == Reach(0, 22)
 
 
 def test_a_declared_radius_is_kept_and_only_the_stride_is_measured(engine, unet):

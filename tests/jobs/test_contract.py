@@ -31,6 +31,14 @@ def change(folder, side, transform):
     return folder
 
 
+def forget_missing(folder):
+    """The package without a word on missing cells."""
+    tree = yaml.safe_load((folder / "model.yaml").read_text())
+    del tree["input"]["missing"]
+    (folder / "model.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_a_chain_of_the_contract_is_what_the_model_sees(folder, side):
     needs = model_needs(load_package(change(folder, side, CHAIN)).contract)
@@ -47,6 +55,27 @@ def test_a_bad_chain_is_refused_with_its_key(folder, side):
     contract = load_package(change(folder, side, BAD)).contract
     with pytest.raises(ConfigError, match=f"{side}.transform of the model persistence 1.0: in log1p -> clip: log1p"):
         model_needs(contract)
+
+
+@pytest.mark.parametrize(
+    ("transform", "reason"),
+    [
+        ({"name": "log10", "threshold": 0.1, "zero": -2.0}, "such as -2 for that"),
+        ({"name": "standardise", "mean": 0.5, "std": 2}, r"such as -0\.25 for that"),
+        ({"name": "log", "offset": 1e-9}, r"such as -20\.72327 for that"),
+        ({"name": "log1p"}, None),
+        ({"name": "standardise", "mean": 0, "std": 60}, None),
+    ],
+)
+def test_missing_must_be_said_where_0_does_not_mean_zero(folder, transform, reason):
+    change(folder, "input", transform)
+    model_needs(load_package(folder).contract)
+    silent = forget_missing(folder)
+    if reason is None:
+        model_needs(load_package(silent).contract)
+    else:
+        with pytest.raises(ConfigError, match=f"0 is not 0 mm h-1 after .*; write input.missing, {reason}"):
+            model_needs(load_package(silent).contract)
 
 
 @pytest.mark.parametrize("command", [["models"], ["model", "add"]])

@@ -160,6 +160,13 @@ def test_a_misfit_is_named(problems, changes, message):
     assert message in found[0]
 
 
+def test_rain_is_not_made_for_a_model_of_reflectivity(problems):
+    reflectivity = replace(MODEL, quantity=Quantity("equivalent_reflectivity_factor", "dBZ"))
+    store = {"fill_value": 0, "attributes": {"units": "dBZ", "zr_a": 223, "zr_b": 1.53}}
+    (found,) = problems(reflectivity, store=store, convert="zr")
+    assert "for a model of reflectivity leave out input.convert" in found
+
+
 def output(**changes):
     return {"output": {"store": "/tmp", "variable": "rain_rate", **changes}}
 

@@ -161,6 +161,15 @@ def test_a_blend_may_overlap_less_than_the_model_sees():
 
 
 FIXED = Needs(46, 8, 420.0, size=(512, 512))
+
+
+@pytest.mark.parametrize("radius", [25, None])
+@pytest.mark.parametrize("size", [(1232, 760), (1232, 768), (1248, 768), (1280, 768)])
+def test_a_model_of_the_padded_frame_runs_the_whole_frame(radius, size):
+    tiling = make_plan(FMI, (256, 256), Needs(radius, 4, 100.0, size), spec()).tiling
+    assert (tiling.tile, len(tiling.blocks())) == (size, 1)
+
+
 GLOBAL = Needs(None, 8, 100.0)
 
 
@@ -170,7 +179,7 @@ GLOBAL = Needs(None, 8, 100.0)
         (MRMS, UNET, {"memory": "1MB"}, r"no tile fits: the smallest, in batches of 1, needs 0\.\d+ GB"),
         (FMI, UNET, {"tile": (512, 512), "batch": 64}, r"in batches of 64, needs 7\.05 GB, tiling.memory allows 2\.00"),
         (FMI, UNET, {"tile": "whole", "memory": "100MB"}, r"no tile fits: .* needs 0\.39 GB"),
-        (MRMS, GLOBAL, {}, r"no tile fits: .* needs 2\.45 GB, tiling.memory allows 2\.00 GB"),
+        (MRMS, GLOBAL, {}, r"the whole frame, .* global, in batches of 1, needs 2\.45 GB, tiling.memory allows 2\.00"),
         (FMI, UNET, {"halo": 40}, "halo 40 is less than the model's receptive radius 46.*; use 48 or"),
         (FMI, UNET, {"tile": (96, 256)}, r"leaves no core inside a halo of 48 cells on every side; use more than 96"),
         (FMI, UNET, {"tile": (250, 256)}, r"tile \(250, 256\) is not a multiple of .* stride 8; use \[256, 256\]"),
