@@ -1,6 +1,5 @@
 """The cache of engine files: one build for all, only checked bytes, and what becomes of every accident."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -175,21 +174,6 @@ def test_waiting_ends_with_the_name_of_the_builder(tmp_path, cache):
         cache.get_or_build(KEY, never, wait_seconds=0.05)
 
 
-def test_a_lock_whose_file_was_removed_while_we_took_it_is_taken_again(tmp_path, monkeypatch):
-    path, taken = tmp_path / "lock", []
-    real = fcntl.flock
-
-    def flock(descriptor, how):
-        if not taken:
-            path.unlink()  # as its former holder does
-        taken.append(real(descriptor, how))
-
-    monkeypatch.setattr("engines.lock.fcntl.flock", flock)
-    with hold(path), pytest.raises(LockError), hold(path, timeout_seconds=0):
-        pass
-    assert len(taken) >= 2
-
-
 def test_an_engine_that_the_disk_refuses_is_used_all_the_same(tmp_path, cache, caplog, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", str(tmp_path))
@@ -222,6 +206,11 @@ def link_away(path: Path) -> None:
     path.symlink_to(away)
 
 
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def named_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -233,6 +222,7 @@ ACCIDENTS = {
     "longer": (lambda folder: rewrite(folder / "data", b"engine!"), "at most 6"),
     "data gone": (lambda folder: (folder / "data").unlink(), "missing"),
     "data is a link": (lambda folder: link_away(folder / "data"), "link"),
+    "data is a folder": (lambda folder: make_folder(folder / "data"), "not a plain file"),
     "data is a pipe": (lambda folder: named_pipe(folder / "data"), "no plain file"),
     "manifest gone": (lambda folder: (folder / "manifest.json").unlink(), "missing"),
     "manifest is a link": (lambda folder: link_away(folder / "manifest.json"), "link"),
