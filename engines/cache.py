@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from engines.base import EngineError
 from engines.eviction import LIMIT_BYTES, Entry, to_evict
 from engines.files import discard, make_folders, put_folder, staging, sweep
-from engines.lock import Holder, Lock, hold
+from engines.lock import Holder, Lock, LockError, hold
 from engines.sealed import DATA, DamagedError, Manifest, describe, read_manifest, read_sealed, write_sealed
 from engines.spec import EngineKey
 
@@ -207,14 +207,18 @@ class EngineCache:
         with hold(self._locks / _digest(subject)):
             return self._read_timing(subject)
 
-    def merge_timing(self, key: EngineKey, fresh: bytes, merge: Callable[[bytes, bytes], bytes]) -> bytes:
-        """The timing cache of the GPU and runtime of `key` with `fresh` merged into it: `merge(kept, fresh)`."""
+    def merge_timing(self, key: EngineKey, fresh: bytes, merge: Callable[[bytes, bytes], bytes]) -> None:
+        """Merges `fresh` into the timing cache of the GPU and runtime of `key`, as `merge(kept, fresh)`.
+
+        If it cannot be stored (a full disk), the kept one stays and a warning is logged: the build has its engine.
+        """
         subject = _timing_subject(key)
-        with hold(self._locks / _digest(subject)):
-            kept = self._read_timing(subject)
-            merged = fresh if kept is None else merge(kept, fresh)
-            self._write_timing(subject, merged)
-        return merged
+        try:
+            with hold(self._locks / _digest(subject)):
+                kept = self._read_timing(subject)
+                self._write_timing(subject, fresh if kept is None else merge(kept, fresh))
+        except (CacheError, LockError) as error:
+            log.warning("timing cache not kept, the next build measures again: %s", error)
 
     def _read(self, key: EngineKey, check: Check) -> EngineFile | None:
         """As `find`; raises DamagedError where the entry must go."""
@@ -256,7 +260,7 @@ class EngineCache:
         manifest = describe(data, key.to_json(), build_log.notes)
         try:
             self._store(key, data, manifest)
-        except CacheError as error:
+        except (CacheError, LockError) as error:
             log.warning("engine file not kept, the next process builds it again: %s", error)
         return EngineFile(data, manifest)
 
@@ -300,10 +304,18 @@ class EngineCache:
         """Moves an entry that may not be used to the quarantine, of which only the newest are kept."""
         log.warning("engine file put aside: %s", error)
         with _writing(self._root):
-            os.rename(folder, self._quarantine / f"{folder.name[:12]}-{secrets.token_hex(4)}")
-            aside = sorted(self._quarantine.iterdir(), key=lambda p: p.lstat().st_ctime_ns, reverse=True)
-            for old in aside[_QUARANTINED:]:
+            with suppress(FileNotFoundError):  # evicted meanwhile
+                os.rename(folder, self._quarantine / f"{folder.name[:12]}-{secrets.token_hex(4)}")
+            for old in self._aside()[_QUARANTINED:]:
                 discard(self._root, old)
+
+    def _aside(self) -> list[Path]:
+        """What is in the quarantine, the newest first."""
+        since = {}
+        for folder in self._quarantine.iterdir():
+            with suppress(FileNotFoundError):  # another process keeps only the newest, too
+                since[folder] = folder.lstat().st_ctime_ns
+        return sorted(since, key=since.__getitem__, reverse=True)
 
 
 def mac_key_from(environment: Mapping[str, str]) -> bytes | None:

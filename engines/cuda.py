@@ -70,10 +70,17 @@ def call(name: str, *args: Any) -> Any:
         OutOfMemoryError: the reason is memory.
         DeviceLostError: no later call can succeed.
     """
-    status, *values = _function(name)(*args)
-    if status.name not in SUCCESS:
-        raise _kind_of(status.name)(f"{name} failed: {status.name}")
+    values = _values(name, *args)
     return values[0] if values else None
+
+
+def _values(name: str, *args: Any) -> tuple[Any, ...]:
+    """As `call`, where a function returns several values."""
+    returned: tuple[Any, ...] = _function(name)(*args)
+    status = returned[0].name
+    if status not in SUCCESS:
+        raise _kind_of(status)(f"{name} failed: {status}")
+    return returned[1:]
 
 
 def _function(name: str) -> Any:
@@ -145,9 +152,7 @@ def driver_version() -> str:
 
 def free_bytes() -> int:
     """Memory that is free on the current GPU."""
-    status, free, _ = runtime().cudaMemGetInfo()
-    if status.name != "cudaSuccess":
-        raise InferenceError(f"cudaMemGetInfo failed: {status.name}")
+    free, _ = _values("cudaMemGetInfo")
     return int(free)
 
 
@@ -240,9 +245,9 @@ class _Captured(Owner):
 
     def require_work(self) -> None:
         """An empty graph would leave what was in memory before as its result."""
-        status, *found = runtime().cudaGraphGetNodes(self.handle)
-        if status.name != "cudaSuccess" or not found[-1]:
-            raise InferenceError(f"no work was captured: cudaGraphGetNodes gives {status.name} and {found[-1]} nodes")
+        *_, count = _values("cudaGraphGetNodes", self.handle)
+        if not count:
+            raise InferenceError("no work was captured: cudaGraphGetNodes tells of 0 nodes")
 
 
 def capture(queue: Callable[[Stream], object]) -> Graph:

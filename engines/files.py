@@ -12,6 +12,7 @@ from pathlib import Path
 from engines.lock import LockError, hold
 
 _READ_ONLY, _FOLDER = 0o444, os.O_RDONLY | os.O_DIRECTORY
+_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK  # no link is followed, no pipe waited for
 
 
 def write_new(path: Path, data: bytes) -> None:
@@ -26,11 +27,8 @@ def write_new(path: Path, data: bytes) -> None:
 def settle(path: Path) -> None:
     """Makes a file read-only and waits until the disk has it."""
     path.chmod(_READ_ONLY)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_plain(path: Path, limit_bytes: int) -> bytes:
@@ -41,20 +39,18 @@ def read_plain(path: Path, limit_bytes: int) -> bytes:
         ValueError: it is no plain file, its folder is none, or it holds more than `limit_bytes`.
     """
     try:
-        folder = os.open(path.parent, _FOLDER | os.O_NOFOLLOW)
-        try:
-            descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-        finally:
-            os.close(folder)
+        with (
+            _opened(path.parent, _FOLDER | os.O_NOFOLLOW) as folder,
+            open(path.name, "rb", opener=lambda name, flags: os.open(name, flags | _AS_IT_IS, dir_fd=folder)) as file,
+        ):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError(f"{path} is no plain file")
+            data = file.read(limit_bytes + 1)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR):
             raise ValueError(f"{path} or its folder is a link or of another kind, not a plain file") from error
         raise
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path} is no plain file")
-        data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
         raise ValueError(f"{path} has {found.st_size} bytes; expected at most {limit_bytes}")
     return data
@@ -104,11 +100,8 @@ def make_folders(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Waits until the disk has the entries of a folder."""
-    descriptor = os.open(path, _FOLDER)
-    try:
+    with _opened(path, _FOLDER) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -151,3 +144,12 @@ def discard(root: Path, path: Path) -> bool:
 
 def _guard(folder: Path) -> Path:
     return folder.with_suffix(".lock")
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

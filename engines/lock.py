@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -76,11 +76,10 @@ def hold(
             on_wait(holder)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-    try:
+    with ExitStack() as held:
+        held.callback(os.close, descriptor)
+        held.callback(path.unlink, missing_ok=True)
         yield Lock(descriptor)
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 @cache
@@ -106,13 +105,17 @@ def holder_of(path: Path) -> Holder | None:
 def _take(path: Path, kind: int = fcntl.LOCK_EX) -> int | None:
     """The locked file; None if another has it."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        if _is_ours(path, descriptor, kind):
+        with ExitStack() as opened:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            opened.callback(os.close, descriptor)
+            if not _is_ours(path, descriptor, kind):
+                return None
+            opened.pop_all()
             return descriptor
     except OSError as error:
-        raise LockError(f"cannot lock {path}: {error.strerror}; it needs a file system that has locks") from error
-    os.close(descriptor)
-    return None
+        raise LockError(
+            f"cannot lock {path}: {error.strerror}; expected a folder that we may write to, on a file system with locks"
+        ) from error
 
 
 def _is_ours(path: Path, descriptor: int, kind: int) -> bool:

@@ -15,8 +15,8 @@ from engines.base import Engine
 from engines.cases import Tensor
 from engines.cores import usable_cores
 from engines.gate import Infer, Rules, Verdict, read_fields, run_gate
+from engines.gate_page import write_report
 from engines.ort import OnnxRuntime, OrtEngine
-from engines.report import write_report
 from engines.runtime import Runtime
 from engines.supply import Supplied, Tell
 from engines.typed import TypedModel, write_emulated

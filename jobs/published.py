@@ -5,8 +5,8 @@ from math import isfinite
 from pathlib import Path
 
 from engines.gate import Verdict
+from engines.gate_page import summarize
 from engines.registry import Move, Release
-from engines.report import summarize
 from jobs.watch import StepReport
 
 

@@ -1,6 +1,6 @@
 """The cache of engine files: one build for all, only checked bytes, and what becomes of every accident."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -175,29 +175,31 @@ def test_waiting_ends_with_the_name_of_the_builder(tmp_path, cache):
         cache.get_or_build(KEY, never, wait_seconds=0.05)
 
 
-def test_a_lock_whose_file_was_removed_while_we_took_it_is_taken_again(tmp_path, monkeypatch):
-    path, taken = tmp_path / "lock", []
-    real = fcntl.flock
-
-    def flock(descriptor, how):
-        if not taken:
-            path.unlink()  # as its former holder does
-        taken.append(real(descriptor, how))
-
-    monkeypatch.setattr("engines.lock.fcntl.flock", flock)
-    with hold(path), pytest.raises(LockError), hold(path, timeout_seconds=0):
-        pass
-    assert len(taken) >= 2
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_an_engine_that_the_disk_refuses_is_used_all_the_same(tmp_path, cache, caplog, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device", str(tmp_path))
+def no_lock(*_):
+    raise LockError("cannot lock it: No space left on device")
 
-    monkeypatch.setattr("engines.cache.put_folder", full)
+
+@pytest.mark.parametrize("refusal", [full, no_lock])
+def test_an_engine_that_the_disk_refuses_is_used_all_the_same(cache, caplog, monkeypatch, refusal):
+    monkeypatch.setattr("engines.cache.staging", refusal)
     assert cache.get_or_build(KEY, gives(b"engine")).data == b"engine"
+    assert "engine file not kept" in caplog.text
     assert "No space left" in caplog.text
     assert cache.find(KEY) is None
+
+
+@pytest.mark.parametrize("refusal", [full, no_lock])
+def test_timings_that_the_disk_refuses_cost_no_build(cache, caplog, monkeypatch, refusal):
+    cache.merge_timing(KEY, b"kept", never)
+    with monkeypatch.context() as patch:
+        patch.setattr("engines.cache.staging", refusal)
+        cache.merge_timing(KEY, b"fresh", lambda kept, fresh: kept + fresh)
+    assert "timing cache not kept" in caplog.text
+    assert cache.timing(KEY) == b"kept"
 
 
 # Only checked bytes
@@ -222,6 +224,11 @@ def link_away(path: Path) -> None:
     path.symlink_to(away)
 
 
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def named_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -233,6 +240,7 @@ ACCIDENTS = {
     "longer": (lambda folder: rewrite(folder / "data", b"engine!"), "at most 6"),
     "data gone": (lambda folder: (folder / "data").unlink(), "missing"),
     "data is a link": (lambda folder: link_away(folder / "data"), "link"),
+    "data is a folder": (lambda folder: make_folder(folder / "data"), "not a plain file"),
     "data is a pipe": (lambda folder: named_pipe(folder / "data"), "no plain file"),
     "manifest gone": (lambda folder: (folder / "manifest.json").unlink(), "missing"),
     "manifest is a link": (lambda folder: link_away(folder / "manifest.json"), "link"),
@@ -305,6 +313,19 @@ def test_the_quarantine_does_not_grow(tmp_path, cache):
     cache.get_or_build(KEY, gives(b"engine"))
     kept = sorted((p / "data").read_text() for p in (tmp_path / "quarantine").iterdir())
     assert kept == ["3", "4", "5", "6"]
+
+
+def test_a_file_that_is_evicted_while_it_is_refused_is_built_again(cache):
+    cache.get_or_build(KEY, gives(b"old"))
+    looks = []
+
+    def check(data: bytes) -> str | None:
+        looks.append(data)
+        if looks == [b"old", b"old"]:  # the second look is under the lock
+            cache.evict(0)
+        return "it is old" if data == b"old" else None
+
+    assert cache.get_or_build(KEY, gives(b"new"), check).data == b"new"
 
 
 # A safe place
@@ -448,7 +469,8 @@ def test_a_damaged_timing_cache_is_put_aside_and_begun_anew(tmp_path, secret):
     cache = EngineCache(tmp_path, mac_key=secret)
     cache.merge_timing(KEY, b"old", never)
     flip(next((tmp_path / "timing").glob("*/*")) / "data")
-    assert cache.merge_timing(KEY, b"new", never) == b"new"
+    cache.merge_timing(KEY, b"new", never)
+    assert cache.timing(KEY) == b"new"
     assert cache.timing(KEY) == b"new"
 
 

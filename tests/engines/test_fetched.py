@@ -12,7 +12,6 @@ import pytest
 
 from engines.eviction import LIMIT_BYTES
 from engines.fetched import Fetched
-from engines.lock import LockError, hold, share
 from engines.release import RECORD, write_release
 
 WORKER = Path(__file__).with_name("fetched_worker.py")
@@ -198,16 +197,3 @@ def test_versions_that_are_opened_while_others_are_evicted_are_whole(cache, else
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(use, range(24)))
     assert there(cache, three) == ["1", "2", "3"]
-
-
-def test_a_shared_lock_is_held_by_many_and_by_nobody_alone(tmp_path):
-    path = tmp_path / "lock"
-    share(path)
-    share.__wrapped__(path)
-    with pytest.raises(LockError, match="was not free"), hold(path, timeout_seconds=0):
-        pass
-
-
-def test_a_lock_that_cannot_be_shared_is_named(tmp_path):
-    with pytest.raises(LockError, match=f"cannot lock {tmp_path}/no/lock"):
-        share(tmp_path / "no" / "lock")

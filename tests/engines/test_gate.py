@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.base import InferenceError
 from engines.cases import Case, CaseError, cases_from_arrays, digest, intensity, load_cases, save_cases, widen
 from engines.gate import Reading, Rules, Verdict, _cut, measure, read_fields, run_gate
+from engines.gate_page import to_json
 from engines.model import Contract, GateLimits
 from engines.precision import emulate_half, to_half, to_int8
-from engines.report import to_json
 from engines.zoo import AdvectionSpec, PersistenceSpec, UnetSpec, advection, persistence, unet
 
 LEADS = (timedelta(minutes=5), timedelta(minutes=10))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from engines import cuda
+from engines.base import DeviceLostError
 
 
 def test_memory_comes_back_with_the_block_and_with_the_object(host_cuda):
@@ -40,6 +41,12 @@ def test_what_does_not_fit_a_buffer_is_refused(host_cuda):
 def test_a_gpu_is_described_by_what_an_engine_file_depends_on(host_cuda):
     assert cuda.describe_device() == cuda.Gpu("Stand-in", "9.0", 132, 2 << 30)
     assert cuda.free_bytes() == 1 << 30
+
+
+def test_a_lost_gpu_is_known_as_such_whoever_asks(host_cuda):
+    host_cuda.fail["cudaMemGetInfo"] = "cudaErrorIllegalAddress"
+    with pytest.raises(DeviceLostError, match="cudaMemGetInfo failed: cudaErrorIllegalAddress"):
+        cuda.free_bytes()
 
 
 def test_time_between_marks_is_measured(host_cuda):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from engines.gate import MEASURES, Fields, Reading, Verdict
+from engines.gate_page import MEANING, _around, _coarse, draw_maps, summarize, to_html, to_json, write_report
 from engines.model import GateLimits
-from engines.report import MEANING, _around, _coarse, draw_maps, summarize, to_html, to_json, write_report
 
 LEAD = timedelta(minutes=5)
 GOOD = (
