@@ -34,6 +34,8 @@ from pipelines.transform import Decoder, Encoder
 
 log = logging.getLogger(__name__)
 
+_ROWS = 128  # that are masked at once: what is missing there stays in the nearest caches for all lead times
+
 Raw = NDArray[np.generic]
 Read = Callable[[Window], Raw]
 
@@ -123,8 +125,8 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
         with watch("write"):
             if forecaster.mask_from_input:
                 missing_now = forecaster.decoder.is_missing(here[-1])
-                parts = np.array_split(codes, min(turn.threads, len(codes)))
-                turn.map(partial(forecaster.encoder.mask, missing=missing_now), parts)
+                parts = -(-len(missing_now) // _ROWS)
+                turn.map(forecaster.encoder.mask, np.array_split(codes, parts, 1), np.array_split(missing_now, parts))
             has_values = forecaster.encoder.has_values(codes)
             counts = turn.map(partial(count_missing, encoding=forecaster.decoder.encoding), here[:, None])
             written = write_block(draft, block.window, codes, turn)

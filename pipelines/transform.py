@@ -192,11 +192,10 @@ class Encoder:
         """
         if not missing.any():
             return
-        keep = np.where(missing, 0, ~self.dtype.type(0)).astype(self.dtype)  # bits, so that no branch is guessed
-        fill = np.where(missing, self.fill, 0).astype(self.dtype)
-        for lead in codes:
-            lead &= keep
-            lead |= fill
+        least, greatest = self.limits
+        pick, other = (np.minimum, greatest) if self.fill < least else (np.maximum, least)
+        bounds = np.where(missing, self.fill, other).astype(self.dtype)  # one look at each code, no branch is guessed
+        pick(codes, bounds, out=codes)
 
     def has_values(self, codes: NDArray[Any]) -> tuple[bool, ...]:
         """Of each field of packed codes (lead, y, x), whether any cell is not missing.
