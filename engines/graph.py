@@ -64,7 +64,7 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     training = in_training(model, folder)
     if training is not None:
         raise ModelError(
-            f"{path}: {training.op_type} {training.name!r} is in training mode, so results are random or hang on the "
+            f"{path}: {training.op_type} {training.name!r} is in training mode, so results are random or depend on the "
             "tiles beside; call model.eval() before the export, and export without training=TrainingMode.TRAINING"
         )
     try:
