@@ -64,7 +64,7 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     training = in_training(model, folder)
     if training is not None:
         raise ModelError(
-            f"{path}: {training.op_type} {training.name!r} is in training mode, so results are random or hang on the "
+            f"{path}: {training.op_type} {training.name!r} is in training mode, so results are random or depend on the "
             "tiles beside; call model.eval() before the export, and export without training=TrainingMode.TRAINING"
         )
     try:
@@ -164,12 +164,13 @@ def aligns_corners(graph: onnx.GraphProto) -> str | None:
 def in_training(model: onnx.ModelProto, folder: Path) -> onnx.NodeProto | None:
     """The first operator that does as in training: drops values at random, or normalises by the batch at hand."""
     nodes = _nodes(model)
-    constants = {t.name: t for t in model.graph.initializer}
+    constants = {tensor.name: tensor for tensor in _tensors(model)}
     constants |= {n.output[0]: a.t for n in nodes if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
 
     def is_on(node: onnx.NodeProto) -> bool:
         if node.op_type == "Dropout":  # from opset 12 on the third input says so
-            return any(name not in constants or any(_contents(constants[name], folder)) for name in node.input[2:])
+            says = [name for name in node.input[2:] if name]
+            return any(name not in constants or any(_contents(constants[name], folder)) for name in says)
         return any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
 
     return next(filter(is_on, nodes), None)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from jobs import __version__
 from jobs.folders import cache_folder, put_whole
 from pipelines.errors import ConfigError
 from pipelines.planner import FULL_CELLS, Needs
+from pipelines.product import TilingSpec
 from pipelines.tiling import round_up
 
 
@@ -32,6 +33,18 @@ def tile_needs(package: ModelPackage) -> Needs:
     with suppress(ConfigError, OSError):  # where it cannot be kept, it is measured again the next time
         put_whole(_file(package), json.dumps(asdict(needs)).encode())
     return needs
+
+
+def needs_on(package: ModelPackage, grid: tuple[int, int], tiling: TilingSpec) -> Needs:
+    """As `tile_needs`; of a model that must see the whole of this grid, with the memory that this takes.
+
+    Where every cell looks at every other, memory grows faster than the cells, so a small tile says too little.
+    """
+    needs = tile_needs(package)
+    if needs.radius is not None or needs.size is not None or tiling.mode == "feather":
+        return needs
+    frame = round_up(grid[0], needs.stride), round_up(grid[1], needs.stride)
+    return replace(needs, bytes_per_cell=bytes_per_cell(package.onnx_path, package.contract.input.frames, frame))
 
 
 def measure_needs(package: ModelPackage) -> Needs:

@@ -18,7 +18,7 @@ from jobs import __version__, clock
 from jobs.contract import model_needs
 from jobs.engine import EngineOrder, batch_spec, typed_graph
 from jobs.models import find_package
-from jobs.needs import tile_needs, try_model
+from jobs.needs import needs_on, try_model
 from jobs.outfit import Setup
 from jobs.pace import known_pace
 from jobs.pool import Resources
@@ -110,7 +110,7 @@ def load(file: Path, overrides: Sequence[str], all_times: bool = True) -> Loaded
     model = model_needs(package.contract)
     require_fit(product, source, model, file)
     graph = typed_graph(package, Precision.parse(product.model.precision))
-    return Loaded(product, source, package, graph, model, tile_needs(package))
+    return Loaded(product, source, package, graph, model, needs_on(package, source.grid.shape, product.tiling))
 
 
 def require_fit(product: Product, source: Source, model: ModelNeeds, file: Path) -> None:
@@ -266,15 +266,18 @@ def find_problems(file: Path, overrides: Sequence[str]) -> list[Problem]:
     except ConfigError as error:
         return [Problem("product file", str(error))]
     source = _tried(lambda: arrived(open_source(product.input), clock.now(), clock.AHEAD))
-    package = _tried(lambda: find_package(product, source)) if isinstance(source, Source) else None
-    if not isinstance(package, ModelPackage):
-        reason = package or ConfigError(f"{product.model.package} is checked once the input store can be opened")
-        return check_product(product, source, reason)
-    model, tiles = _tried(lambda: model_needs(package.contract)), _tried(lambda: tile_needs(package))
+    if isinstance(source, Exception):
+        unseen = ConfigError(f"{product.model.package} is checked once the input store can be opened")
+        return check_product(product, source, unseen)
+    package = _tried(lambda: find_package(product, source))
+    if isinstance(package, Exception):
+        return check_product(product, source, package)
+    model = _tried(lambda: model_needs(package.contract))
+    tiles = _tried(lambda: needs_on(package, source.grid.shape, product.tiling))
     if isinstance(tiles, Exception):
         return check_product(product, source, tiles)
     problems = check_product(product, source, model, tiles)
-    return problems if problems or not isinstance(source, Source) else _try_model(product, source, package, tiles)
+    return problems or _try_model(product, source, package, tiles)
 
 
 def _try_model(product: Product, source: Source, package: ModelPackage, tiles: Needs) -> list[Problem]:

@@ -10,7 +10,7 @@ from engines.model import ModelPackage
 from engines.spec import Shape
 from jobs.cases import CaseSet, archive_cases, stored_cases, storm_cases
 from jobs.contract import model_needs
-from jobs.needs import tile_needs
+from jobs.needs import needs_on, tile_needs
 from jobs.pace import known_pace
 from jobs.pool import Resources
 from jobs.prepare import choose_plan, require_fit
@@ -86,8 +86,9 @@ def find_setting(package: ModelPackage, purpose: Purpose) -> Setting:
         ConfigError: the product or its store does not fit the model, or the tile does not.
         InputError: the product's store cannot be opened.
     """
-    needs, tiles = model_needs(package.contract), tile_needs(package)
+    needs = model_needs(package.contract)
     use = None if purpose.product is None else _open_use(purpose.product, needs)
+    tiles = tile_needs(package) if use is None else needs_on(package, use[1].grid.shape, use[0].tiling)
     tile = purpose.tile or (_planned(*use, tiles, known_pace(package) or Pace()) if use else _usual(tiles))
     _check_tile(tile, package, tiles)
     return Setting(package, needs, tiles, (tile[0], needs.frames, tile[1], tile[2]), use)

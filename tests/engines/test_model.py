@@ -193,6 +193,12 @@ def test_a_dropout_left_in_training_mode_is_refused(tmp_path, net_type, package,
         load_package(folder)
 
 
+def test_a_dropout_whose_mode_is_left_out_is_at_rest(tmp_path, net_type, package):
+    net = net_type(2)
+    y = net.op("Dropout", net.conv("x", 2, 3), net.constant(0.5), "")
+    load_package(package(tmp_path / "m", net.model(y, 3)))
+
+
 @pytest.mark.parametrize("training_mode", [0, 1])
 def test_a_normalization_left_in_training_mode_is_refused(tmp_path, net_type, package, training_mode):
     net = net_type(2)

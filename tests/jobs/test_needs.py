@@ -9,8 +9,9 @@ import yaml
 import jobs.needs
 from engines.base import ModelError
 from engines.model import load_package
-from jobs.needs import measure_needs, tile_needs
+from jobs.needs import measure_needs, needs_on, tile_needs
 from jobs.prepare import load
+from pipelines.product import TilingSpec
 
 
 @pytest.fixture
@@ -117,3 +118,32 @@ def test_a_model_that_cannot_run_is_not_remembered_as_fit(folder, count, monkeyp
     with pytest.raises(ModelError, match="no such operator"):
         tile_needs(load_package(folder))
     assert not (tmp_path / "cache" / "needs").exists()
+
+
+def look_along_rows(folder):
+    """The model looks from each cell at all of its row, so that memory grows with the width, too."""
+    model = onnx.load(folder / "model.onnx")
+    (old,) = (value.name for value in model.graph.output)
+    for node in model.graph.node:
+        node.output[:] = ["seen" if name == old else name for name in node.output]
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Transpose", ["seen"], ["turned"], perm=[0, 1, 3, 2]),
+            onnx.helper.make_node("MatMul", ["turned", "seen"], ["pairs"]),
+            onnx.helper.make_node("MatMul", ["seen", "pairs"], [old]),
+        ]
+    )
+    onnx.save(model, folder / "model.onnx")
+
+
+def test_the_memory_of_a_model_that_looks_everywhere_is_that_of_the_whole_frame(folder):
+    look_along_rows(folder)
+    package = load_package(folder)
+    small = tile_needs(package)
+    assert small.radius is None
+    assert needs_on(package, (300, 2560), TilingSpec()).bytes_per_cell > 2 * small.bytes_per_cell
+    assert needs_on(package, (300, 2560), TilingSpec(mode="feather", tile=(256, 256))) == small
+
+
+def test_the_memory_of_a_model_with_a_radius_is_that_of_any_tile(folder):
+    assert needs_on(load_package(folder), (300, 2560), TilingSpec()) == tile_needs(load_package(folder))
