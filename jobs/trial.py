@@ -1,11 +1,11 @@
 """The gate on a package outside of publishing: typed, built, judged; reports in a folder of the user's."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engines.bench import Effort
 from engines.cores import usable_cores
+from engines.files import replace_file
 from engines.model import ModelPackage
 from engines.precision import Precision
 from engines.scratch import scratch_folder
@@ -34,7 +34,6 @@ def try_package(
     watcher.begins("cases")
     cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
     reference, verdicts = reference_of(setting), {}
-    out.mkdir(parents=True, exist_ok=True)
     for precision in precisions:
         watcher.begins(f"gate-{precision}")
         model = graph_of(package, precision, lambda: cases)
@@ -83,6 +82,4 @@ def keep_reports(made: Path, out: Path, precision: Precision) -> None:
     """Puts `gate.html` and `gate.json` of a folder into `out`, under the names of a precision."""
     page = gate_report(precision).removesuffix(".json") + ".html"
     for name, target in (("gate.html", page), ("gate.json", gate_report(precision))):
-        draft = out / f".{target}.{os.getpid()}"
-        draft.write_bytes((made / name).read_bytes())
-        os.replace(draft, out / target)
+        replace_file(out / target, (made / name).read_bytes())
