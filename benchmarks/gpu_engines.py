@@ -38,8 +38,8 @@ from engines.trt import Memory, TensorRTEngine, build
 from engines.trt.runtime import TensorRTRuntime
 from engines.typed import TypedModel, type_model
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
-from jobs.engine import batch_spec
-from jobs.judge import judge, open_candidate, reference_of
+from jobs import judge as judging
+from jobs.engine import batch_spec, describe_engine
 from jobs.setting import Purpose, find_setting
 
 DAMAGES, SWAPS, LAPS = 200, 100, 60
@@ -125,7 +125,7 @@ def engines(bench: Bench) -> Iterator[str]:
         package = load_package(write_package(zoo, bench.home / name.replace(" ", "-")))
         setting = find_setting(package, Purpose(tile=tile))
         cases = setting.gather_cases(None, True)
-        reference = reference_of(setting)
+        reference = judging.reference_of(setting)
         for precision in precisions:
             model = type_model(package, Precision.parse(precision), bench.home / "graphs", cases.inputs)
             spec = bench.spec(setting.shape, precision)
@@ -136,8 +136,8 @@ def engines(bench: Bench) -> Iterator[str]:
                 continue
             bench.made[name, precision] = model, spec, supplied
             folder = bench.home / f"gate-{name.replace(' ', '-')}-{precision}"
-            trial = open_candidate(bench.runtime, supplied, model, folder)
-            verdict = judge(setting, cases, reference, trial, bench.runtime, folder)
+            trial = judging.Candidate(model, supplied.engine, describe_engine(supplied))
+            verdict = judging.judge(setting, cases, reference, trial, bench.runtime, folder)
             notes, worst = supplied.manifest.notes, verdict.worst
             layers = json.loads(notes["report"])["engine_layers"]
             yield (

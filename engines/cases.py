@@ -1,7 +1,7 @@
 """Cases that a model is tried on: fields in model space, ordinary and extreme, kept without pickle."""
 
 import hashlib
-import os
+import io
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import EngineError
+from engines.files import replace_file
 from engines.precision import choose_cases
 
 Tensor = NDArray[np.float32]
@@ -106,16 +107,13 @@ def save_cases(path: Path, cases: Sequence[Case]) -> Path:
     Raises:
         CaseError: no cases, or two of one name.
     """
-    path = Path(path)
     arrays: dict[str, Any] = {f"{case.group}.{case.name}": case.inputs for case in cases}
     names = sorted(case.name for case in cases)
     if not names or len(set(names)) != len(names):
         raise CaseError(f"cases are named {names}; expected at least one, and each name once")
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(draft, path)
-    return path
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return replace_file(path, file.getvalue())
 
 
 def load_cases(path: Path) -> tuple[Case, ...]:

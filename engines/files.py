@@ -1,4 +1,4 @@
-"""Files that survive a crash and a rival: written whole, safe on disk, put in place only where nothing is yet."""
+"""Files that survive a crash and a rival: written whole, put where nothing is yet, or replaced in one step."""
 
 import errno
 import os
@@ -22,6 +22,21 @@ def write_new(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> Path:
+    """The path of a file with these bytes, its folder made if need be; readers see the former one or this one, whole.
+
+    It is not waited for: a machine that fails may come up with the former file or an empty one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        draft.write_bytes(data)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
 
 
 def settle(path: Path) -> None:

@@ -5,13 +5,14 @@ Equal contents give equal bytes. Draws with Agg into memory and leaves pyplot al
 
 import base64
 import io
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from engines.files import replace_file
 
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#22262b;background:#fff;max-width:70rem;margin:2rem auto;padding:0 1rem}
@@ -63,15 +64,5 @@ def to_png(figure: Figure) -> bytes:
 
 def write_pair(folder: Path, name: str, html: str, json: str) -> tuple[Path, Path]:
     """Paths of `name`.html and `name`.json in a folder, made if need be; each is replaced in one step."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    page, twin = folder / f"{name}.html", folder / f"{name}.json"
-    _replace(page, html)
-    _replace(twin, json)
-    return page, twin
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, "utf-8")
-    os.replace(draft, path)
+    page, twin = Path(folder, f"{name}.html"), Path(folder, f"{name}.json")
+    return replace_file(page, html.encode()), replace_file(twin, json.encode())

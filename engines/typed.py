@@ -1,7 +1,6 @@
 """The graph of a model in one precision: the same ONNX file is judged by the gate and built by every runtime."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from engines.base import ModelError
+from engines.files import replace_file
 from engines.graph import digests
 from engines.model import ModelPackage
 from engines.precision import (
@@ -122,7 +122,4 @@ def _content(package: ModelPackage, precision: Precision, calibration: Sequence[
 
 def _save(model: onnx.ModelProto, folder: Path) -> None:
     """Puts `model.onnx` into a folder in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".model.{os.getpid()}"
-    draft.write_bytes(model.SerializeToString(deterministic=True))
-    os.replace(draft, folder / "model.onnx")
+    replace_file(folder / "model.onnx", model.SerializeToString(deterministic=True))

@@ -32,14 +32,5 @@ def releases_folder() -> Path:
     return cache_folder() / "releases"
 
 
-def put_whole(path: Path, data: bytes) -> Path:
-    """The path of a file with these bytes, there whole or not at all; one that was there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(data)
-    os.replace(draft, path)
-    return path
-
-
 def _home(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or default).expanduser() / "squall"

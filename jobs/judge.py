@@ -5,7 +5,8 @@ Runtime computes half in float32 there.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,20 +110,20 @@ class Candidate:
     label: str
 
 
-def open_candidate(runtime: Runtime, supplied: Supplied, model: TypedModel, folder: Path) -> Candidate:
-    """What the gate runs: the engine itself, or on a CPU what a device with half would compute.
+@contextmanager
+def open_candidate(runtime: Runtime, supplied: Supplied, model: TypedModel, folder: Path) -> Iterator[Candidate]:
+    """What the gate runs: the engine itself, or on a CPU what a device with half would compute. Either is closed.
 
     Args:
-        supplied: its engine is closed if it is not what the gate runs.
         folder: for the graph that rounds as a device.
     """
     label = describe_engine(supplied)
-    if isinstance(runtime, OnnxRuntime) and model.conversion.layers.half:
-        supplied.engine.close()
-        graph = write_emulated(model, folder)
-        engine = OrtEngine(graph, threads=usable_cores())
-        return Candidate(model, engine, f"{label}; half rounded as a device rounds it")
-    return Candidate(model, supplied.engine, label)
+    with closing(supplied.engine) as engine:
+        if not (isinstance(runtime, OnnxRuntime) and model.conversion.layers.half):
+            yield Candidate(model, engine, label)
+            return
+    with closing(OrtEngine(write_emulated(model, folder), threads=usable_cores())) as emulated:
+        yield Candidate(model, emulated, f"{label}; half rounded as a device rounds it")
 
 
 def judge(

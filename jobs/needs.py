@@ -8,12 +8,13 @@ from math import prod
 from pathlib import Path
 
 from engines.cores import usable_cores
+from engines.files import replace_file
 from engines.footprint import bytes_per_cell
 from engines.model import ModelPackage
 from engines.ort import OrtEngine
 from engines.probe import PROBE_VERSION, probe, takes_batches
 from jobs import __version__
-from jobs.folders import cache_folder, put_whole
+from jobs.folders import cache_folder
 from pipelines.errors import ConfigError
 from pipelines.planner import FULL_CELLS, Needs
 from pipelines.product import TilingSpec
@@ -31,7 +32,7 @@ def tile_needs(package: ModelPackage) -> Needs:
         return Needs(**kept | {"size": kept["size"] and tuple(kept["size"])})
     needs = measure_needs(package)
     with suppress(ConfigError, OSError):  # where it cannot be kept, it is measured again the next time
-        put_whole(_file(package), json.dumps(asdict(needs)).encode())
+        replace_file(_file(package), json.dumps(asdict(needs)).encode())
     return needs
 
 

@@ -4,8 +4,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from engines.files import replace_file
 from engines.model import ModelPackage
-from jobs.folders import cache_folder, put_whole
+from jobs.folders import cache_folder
 from pipelines.errors import ConfigError
 from pipelines.planner import Pace
 
@@ -20,7 +21,7 @@ def known_pace(package: ModelPackage) -> Pace | None:
 
 def keep_pace(package: ModelPackage, pace: Pace) -> Path:
     """Writes what was measured, whole or not at all."""
-    return put_whole(_file(package), json.dumps(asdict(pace)).encode())
+    return replace_file(_file(package), json.dumps(asdict(pace)).encode())
 
 
 def _file(package: ModelPackage) -> Path:

@@ -271,12 +271,9 @@ def _gate(desk: Desk, precision: Precision) -> Judged:
         desk.work.put(f"reports/{gate_report(precision)}", json.dumps(tree, indent=1).encode())
         return Judged(False, str(tree["summary"]))
     supplied, folder = desk.supply(precision), desk.work.folder / "judging"
-    candidate = open_candidate(desk.runtime, supplied, desk.typed(precision), folder)
-    verdict = judge(desk.setting, desk.cases(), desk.reference, candidate, desk.runtime, folder, desk.tell)
-    supplied.engine.close()
-    reports = desk.work.folder / "reports"
-    reports.mkdir(exist_ok=True)
-    keep_reports(folder, reports, precision)
+    with open_candidate(desk.runtime, supplied, desk.typed(precision), folder) as candidate:
+        verdict = judge(desk.setting, desk.cases(), desk.reference, candidate, desk.runtime, folder, desk.tell)
+    keep_reports(folder, desk.work.folder / "reports", precision)
     return judged(verdict, units_of(desk.setting))
 
 
@@ -299,7 +296,7 @@ _ACTIONS: Mapping[str, tuple[Callable[[Desk, Precision], Any], type[Any]]] = {
 def _add(desk: Desk) -> Release:
     request, folder = desk.request, desk.work.folder
     graphs = [desk.graph(p) for p in request.precisions if p != Precision() and not _typed(desk.work, p).fault]
-    reports = sorted((folder / "reports").iterdir())
+    reports = sorted((folder / "reports").glob("[!.]*"))  # a killed run may have left a draft of one
     return _registry(request).add(desk.package.folder, request.name, reports, (), request.who, request.why, graphs)
 
 

@@ -104,14 +104,14 @@ def _show(report: "PublishReport") -> None:
         show.out.print(f"{each.asked}: {each.judged.summary}")
         if each.built.computed and not each.built.fault:
             show.out.print(f"{each.asked}: computed in {each.built.computed}", style="dim")
-    facts = show.pairs_table()
-    facts.add_row("runtime", report.runtime)
-    facts.add_row("cases", report.cases)
-    facts.add_row("bench", report.bench)
-    facts.add_row("reports", str(report.reports))
-    facts.add_row("seconds", f"{report.total_seconds:.1f}")
-    facts.add_row("registry", f"{report.name} {report.version}, {len(report.release.files)} files")
-    show.out.print(facts)
+    show.pairs({
+        "runtime": report.runtime,
+        "cases": report.cases,
+        "bench": report.bench,
+        "reports": report.reports,
+        "seconds": f"{report.total_seconds:.1f}",
+        "registry": f"{report.name} {report.version}, {len(report.release.files)} files",
+    })  # fmt: skip
     _show_end(report)
 
 

@@ -227,10 +227,7 @@ def _show_version(registry: "Registry", name: str, reference: str, format_: str)
         return
     verdicts = {f"gate {file}": "go" if is_go else "no-go" for file, is_go in gates.items()}
     facts = {"folder": package.folder, "added": release.at, "by": release.who, "why": release.why} | verdicts
-    table = show.pairs_table()
-    for key, value in (facts | dict(release.files)).items():
-        table.add_row(key, str(value))
-    show.out.print(table)
+    show.pairs(facts | dict(release.files))
 
 
 def _show_move(move: Any, format_: str) -> None:

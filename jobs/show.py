@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # help and errors must not wait for Ray
 _PIPED = None if os.isatty(1) else 10_000  # columns; where nobody looks, no path is folded
 out = Console(highlight=False, soft_wrap=True, markup=False, width=_PIPED)  # a path may hold [red], or [/]
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+_UNITS = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9))
 
 
 def coloured(word: str, style: str, rest: str = "") -> Text:
@@ -61,14 +62,13 @@ def utc(time: np.datetime64) -> str:
 def size(count: float) -> str:
     """Bytes in the unit that fits.
 
-    >>> size(43_210_000)
-    '43.2 MB'
+    >>> size(999), size(43_210_000), size(5e12)
+    ('999 B', '43.2 MB', '5000.0 GB')
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+    if count < 1000:
+        return f"{count:.0f} B"
+    unit, scale = next((unit, scale) for unit, scale in _UNITS if count < 1000 * scale or unit == "GB")
+    return f"{count / scale:.1f} {unit}"
 
 
 def memory(held: "Memory") -> str:
@@ -165,24 +165,20 @@ def cycle_table(report: "CycleReport") -> None:
     colour = "yellow" if report.gaps else "green"
     what = f" {report.product} {utc(report.reference_time)} -> {report.path}"
     out.print(coloured(str(report.status), colour, what))
-    table = pairs_table()
-    tiles = f"{report.tiles_run} run, {report.tiles_reused} reused ({report.reused_share:.0%})"
     stages = report.stages
-    for name, value in (
-        ("frames", ", ".join(str(t.astype("datetime64[m]"))[11:] for t in report.frame_times) + " UTC"),
-        ("blocks, workers", f"{report.blocks}, {report.workers}"),
-        ("engine", "; ".join(report.engines)),
-        ("tiles", tiles),
-        ("missing in the newest frame", f"{report.missing_share:.1%}"),
-        ("written", size(report.bytes_written)),
-        ("wait for input", f"{report.wait_seconds:.2f} s"),
-        ("read / infer / write, all workers", f"{stages.read:.2f} / {stages.infer:.2f} / {stages.write:.2f} s"),
-        ("publish", f"{report.publish_seconds:.2f} s"),
-        ("memory", memory(report.memory)),
-        ("time to product", f"{report.total_seconds:.2f} s"),
-    ):
-        table.add_row(name, value)
-    out.print(table)
+    pairs({
+        "frames": ", ".join(str(t.astype("datetime64[m]"))[11:] for t in report.frame_times) + " UTC",
+        "blocks, workers": f"{report.blocks}, {report.workers}",
+        "engine": "; ".join(report.engines),
+        "tiles": f"{report.tiles_run} run, {report.tiles_reused} reused ({report.reused_share:.0%})",
+        "missing in the newest frame": f"{report.missing_share:.1%}",
+        "written": size(report.bytes_written),
+        "wait for input": f"{report.wait_seconds:.2f} s",
+        "read / infer / write, all workers": f"{stages.read:.2f} / {stages.infer:.2f} / {stages.write:.2f} s",
+        "publish": f"{report.publish_seconds:.2f} s",
+        "memory": memory(report.memory),
+        "time to product": f"{report.total_seconds:.2f} s",
+    })  # fmt: skip
     for gap in report.gaps:
         out.print(coloured("gap", "yellow", f" {gap}"))
 
@@ -193,19 +189,16 @@ def backfill_table(report: "BackfillReport") -> None:
     colour, verb = ("yellow", "made in part") if tally.failed else ("green", "made")
     interval = f"{utc(report.start)} to {utc(report.stop)}"
     out.print(coloured(verb, colour, f" {report.product} {interval} -> {report.store}/{report.product}"))
-    table = pairs_table()
     stages = tally.stages
-    for name, value in (
-        ("cycles", f"{tally.published} published, {tally.already} already, {tally.failed} failed"),
-        ("pace", f"{report.cycles_per_second:.2f} cycles/s, {report.workers} worker(s), {report.seconds:.1f} s"),
-        ("tiles", f"{tally.tiles_run} run, {tally.tiles_reused} reused"),
-        ("written", size(tally.bytes_written)),
-        ("read / infer / write, all workers", f"{stages.read:.2f} / {stages.infer:.2f} / {stages.write:.2f} s"),
-        ("publish, all workers", f"{tally.publish_seconds:.2f} s"),
-        ("ledger", report.ledger),
-    ):
-        table.add_row(name, value)
-    out.print(table)
+    pairs({
+        "cycles": f"{tally.published} published, {tally.already} already, {tally.failed} failed",
+        "pace": f"{report.cycles_per_second:.2f} cycles/s, {report.workers} worker(s), {report.seconds:.1f} s",
+        "tiles": f"{tally.tiles_run} run, {tally.tiles_reused} reused",
+        "written": size(tally.bytes_written),
+        "read / infer / write, all workers": f"{stages.read:.2f} / {stages.infer:.2f} / {stages.write:.2f} s",
+        "publish, all workers": f"{tally.publish_seconds:.2f} s",
+        "ledger": report.ledger,
+    })  # fmt: skip
     for time, reason in tally.failures:
         out.print(coloured("failed", "red", f" {utc(time)} {reason}"))
     if tally.failed > len(tally.failures):
@@ -232,20 +225,14 @@ def verification_table(verification: "Verification", most: int = 6) -> None:
     table("", ("lead time", "threshold", "CSI", "persistence", "POD", "FAR", "bias"), rows)
 
 
-def pairs_table() -> Table:
-    """An empty table of names and values."""
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
-
-
 def pairs(facts: Mapping[str, Any]) -> None:
     """Prints names and values, a line each."""
-    table = pairs_table()
+    shown = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown.add_column(style="dim", no_wrap=True)
+    shown.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, str(value))
-    out.print(table)
+        shown.add_row(name, str(value))
+    out.print(shown)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

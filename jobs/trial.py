@@ -1,11 +1,12 @@
-"""The gate on a package outside of publishing: typed, built, judged; reports in a folder of the user's."""
+"""Gate and bench on a package outside of publishing: typed, built, tried; reports in a folder of the user's."""
 
-import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from engines.bench import Effort
 from engines.cores import usable_cores
+from engines.files import replace_file
 from engines.model import ModelPackage
 from engines.precision import Precision
 from engines.scratch import scratch_folder
@@ -33,18 +34,19 @@ def try_package(
     setting, runtime = find_setting(package, purpose), find_runtime(threads=usable_cores())
     watcher.begins("cases")
     cases = setting.gather_cases(purpose.cases, takes_one_size(runtime))
-    reference, verdicts = reference_of(setting), {}
-    out.mkdir(parents=True, exist_ok=True)
-    for precision in precisions:
-        watcher.begins(f"gate-{precision}")
-        model = graph_of(package, precision, lambda: cases)
-        supplied = supply(runtime, open_cache(), model, batch_spec(setting.shape, precision), watcher.says)
-        with scratch_folder("squall-scratch-gate-") as folder:
-            candidate = open_candidate(runtime, supplied, model, folder)
-            verdict = judge(setting, cases, reference, candidate, runtime, folder, watcher.says)
-            keep_reports(folder, out, precision)
-        supplied.engine.close()
-        verdicts[str(precision)] = judged(verdict, units_of(setting))
+    verdicts = {}
+    with closing(reference_of(setting)) as reference:
+        for precision in precisions:
+            watcher.begins(f"gate-{precision}")
+            model = graph_of(package, precision, lambda: cases)
+            supplied = supply(runtime, open_cache(), model, batch_spec(setting.shape, precision), watcher.says)
+            with (
+                scratch_folder("squall-scratch-gate-") as folder,
+                open_candidate(runtime, supplied, model, folder) as candidate,
+            ):
+                verdict = judge(setting, cases, reference, candidate, runtime, folder, watcher.says)
+                keep_reports(folder, out, precision)
+            verdicts[str(precision)] = judged(verdict, units_of(setting))
     return verdicts
 
 
@@ -83,6 +85,4 @@ def keep_reports(made: Path, out: Path, precision: Precision) -> None:
     """Puts `gate.html` and `gate.json` of a folder into `out`, under the names of a precision."""
     page = gate_report(precision).removesuffix(".json") + ".html"
     for name, target in (("gate.html", page), ("gate.json", gate_report(precision))):
-        draft = out / f".{target}.{os.getpid()}"
-        draft.write_bytes((made / name).read_bytes())
-        os.replace(draft, out / target)
+        replace_file(out / target, (made / name).read_bytes())

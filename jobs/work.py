@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from engines.files import replace_file
 from engines.lock import LockError, hold
 from engines.supply import Tell
-from jobs.folders import put_whole
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Work:
 
     def put(self, name: str, data: bytes) -> Path:
         """The path of a file with these bytes, put there whole."""
-        return put_whole(self.folder / name, data)
+        return replace_file(self.folder / name, data)
 
     def _read(self, step: str) -> dict[str, Any]:
         try:

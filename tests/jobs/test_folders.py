@@ -1,6 +1,6 @@
 import pytest
 
-from jobs.folders import cache_folder, put_whole
+from jobs.folders import cache_folder
 from pipelines.errors import ConfigError
 
 
@@ -17,9 +17,3 @@ def test_a_cache_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path, 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(ConfigError, match=r"home/\.cache/squall cannot be made.*SQUALL_CACHE names another"):
         cache_folder()
-
-
-def test_a_file_is_put_whole_in_place_of_the_one_before(tmp_path):
-    put_whole(tmp_path / "deep" / "file", b"one")
-    assert put_whole(tmp_path / "deep" / "file", b"two").read_bytes() == b"two"
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
