@@ -17,8 +17,8 @@ from jobs.trace import DRIVER, Activity
 
 COLOURS = {
     "wait": "#c9c9c6", "sweep": "#c9c9c6", "describe": "#8a8f98", "blocks": "#e6e6e2", "publish": "#5b3a8c",
-    "read": "#2c9c4b", "share": "#8ccb3f", "decode": "#f6c13a", "infer": "#1f6fbf", "pack": "#f79a1f",
-    "write": "#b3261e", "lane": "#b9d3ea",
+    "check": "#9b7fc4", "read": "#2c9c4b", "share": "#8ccb3f", "decode": "#f6c13a", "infer": "#1f6fbf",
+    "pack": "#f79a1f", "write": "#b3261e", "lane": "#b9d3ea",
 }  # fmt: skip
 OTHER, INK, FAINT = "#7fc7c4", "#22262b", "#7a8088"
 ROW, LANE = 0.19, 0.75  # inches

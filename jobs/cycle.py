@@ -18,7 +18,7 @@ from pipelines.cycles import find_cycle
 from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, PipelineError
 from pipelines.frames import text_of
 from pipelines.run import BlockResult
-from pipelines.sink import Draft, check_block, expire, sweep
+from pipelines.sink import CHECKED_TOGETHER, Draft, check_block, expire, sweep
 from pipelines.source import Cycle, Source, arrived, find_inputs
 from pipelines.spans import Stopwatch
 from pipelines.tiling import Block
@@ -57,11 +57,11 @@ def run_cycle(
     waited = monotonic() - start
 
     def fill(draft: Draft) -> Filled:
-        with ThreadPoolExecutor(1) as side:
+        with ThreadPoolExecutor(1) as side, ThreadPoolExecutor(CHECKED_TOGETHER) as checkers:
             frames = share_frames(source, cycle, prepared.plan.tiling, side, watch, at_once=prepared.gpu)
             _sweep(prepared, watch)  # while frames are read
             with watch("blocks"):
-                return _drive(prepared, pool, cycle, draft, frames, start, progress, watch, side)
+                return _drive(prepared, pool, cycle, draft, frames, start, progress, watch, checkers)
 
     try:
         report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
@@ -125,11 +125,11 @@ def _drive(
     start: float,
     progress: Progress,
     watch: Stopwatch,
-    side: Executor,
+    checkers: Executor,
 ) -> Filled:
     """The blocks of a draft, each written by a worker of the pool or given up.
 
-    While they work, the metadata is written, and `side` checks the shards of those that are done.
+    While they work, the metadata is written, and the shards of those that are done are checked.
     """
     tiling, deadline = prepared.plan.tiling, prepared.product.deadline
     blocks = tiling.blocks()
@@ -144,8 +144,12 @@ def _drive(
         kept[block.index] = what
         progress(len(results) + len(given_up), len(blocks), list(results.values()))
 
+    def check(block: Block) -> dict[str, str]:
+        with watch("check"):
+            return check_block(draft, block.window)
+
     def landed(block: Block, result: BlockResult, worker: str) -> None:
-        checks.append(side.submit(check_block, draft, block.window))
+        checks.append(checkers.submit(check, block))
         settle(results, block, replace(result, worker=worker))
 
     Drive(
@@ -157,7 +161,7 @@ def _drive(
         meanwhile=lambda: describe_cycle(prepared, cycle, draft, watch),
         deadline=None if deadline is None else start + deadline.total_seconds(),
     ).run()
-    whole = {key: stamp for check in checks for key, stamp in check.result().items()}
+    whole = {key: stamp for checked in checks for key, stamp in checked.result().items()}
     return Filled([results[index] for index in sorted(results)], given_up, whole)
 
 

@@ -48,7 +48,9 @@ def share_frames(
     if decoded < _OFTEN * source.count_chunks(source.grid.window):
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
     if at_once:
-        return SharedFrames({strip: _known(_read.remote(source, cycle, strip)) for strip in source.parts(AT_ONCE)})
+        parts = {strip: _read.remote(source, cycle, strip) for strip in source.parts(AT_ONCE)}
+        side.submit(_see_them_read, list(parts.values()), watch)
+        return SharedFrames({strip: _known(part) for strip, part in parts.items()})
     return SharedFrames({strip: side.submit(_put, source, cycle, strip, watch) for strip in source.strips})
 
 
@@ -57,6 +59,11 @@ def _put(source: Source, cycle: Cycle, strip: Window, watch: Stopwatch) -> Any:
         part = Part(strip, source.read(cycle, strip))
     with watch("share"):
         return ray.put(part)
+
+
+def _see_them_read(parts: list[Any], watch: Stopwatch) -> None:
+    with watch("read"):
+        ray.wait(parts, num_returns=len(parts), fetch_local=False)
 
 
 def _read_part(source: Source, cycle: Cycle, strip: Window) -> Part:

@@ -39,11 +39,11 @@ from pipelines.team import ALONE, Turn
 from pipelines.threads import map_on
 
 __all__ = [
-    "Draft", "Layout", "Provenance", "abort", "check_block", "choose_layout", "describe", "expire", "has_drafts",
-    "make_draft", "open_draft", "point_latest", "publish", "store_template", "sweep", "write_block",
+    "CHECKED_TOGETHER", "Draft", "Layout", "Provenance", "abort", "check_block", "choose_layout", "describe", "expire",
+    "has_drafts", "make_draft", "open_draft", "point_latest", "publish", "store_template", "sweep", "write_block",
 ]  # fmt: skip
 
-_TOGETHER = min(4, os.cpu_count() or 1)  # shards that are checked at the same time; more wait for Python's lock
+CHECKED_TOGETHER = min(4, os.cpu_count() or 1)  # shards that are checked at the same time; more wait for Python's lock
 _NAMED = 8  # shards or files that a message names before it only counts
 
 
@@ -252,7 +252,7 @@ def _refuse_published(cycle: PublishedCycle | None, difference: str = "") -> Non
 def _refuse_incomplete(shelf: Shelf, draft: Draft, whole: Mapping[str, str]) -> None:
     layout = draft.layout
     keys = [layout.shard_key(*shard) for shard in layout.shards]
-    at_once = min(max(_TOGETHER, shelf.together), len(keys))
+    at_once = min(max(CHECKED_TOGETHER, shelf.together), len(keys))
     found = map_on(at_once, partial(_fault_now, shelf, draft, whole), keys)
     faults = [
         f"  {layout.shard_key(*shard)} ({layout.shard_window(*shard)}): {fault}"

@@ -23,6 +23,7 @@ from jobs.inspect import describe
 from jobs.make import Filled
 from jobs.pool import Pool, cluster_resources
 from jobs.prepare import load, prepare
+from jobs.trace import DRIVER
 from pipelines.errors import IncompleteError, InputError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -246,6 +247,8 @@ def test_frames_read_all_at_once_give_the_same_bytes(ready, rechunk):
     spare = replace(prepared, gpu=True)  # a core is left, as beside a GPU
     at_once = run_cycle(spare, pool, TIME, replace_published=True)
     assert files_of(Path(at_once.path)) == files_of(Path(one_by_one.path))
+    seen = {one.span.stage for one in at_once.activities if one.process == DRIVER}
+    assert {"read", "check", "publish"} <= seen
 
 
 def test_a_damaged_frame_that_is_read_all_at_once_ends_the_cycle(ready, product, rechunk):
