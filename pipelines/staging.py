@@ -3,6 +3,7 @@
 The name says which process owns it, so that another can tell a dead run from a living one.
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+_MACHINE = Path("/etc/machine-id")  # stays from boot to boot
 FOREIGN_AGE = timedelta(days=1)  # after which untouched work of another host counts as left behind
 
 
@@ -37,8 +39,7 @@ class Owner:
 
 def this_process() -> Owner:
     """The owner that work of this process is named after."""
-    host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) or "localhost"
-    return Owner(host, _boot(), os.getpid(), _start_of(os.getpid()) or "0")
+    return Owner(_host(), _boot(), os.getpid(), _start_of(os.getpid()) or "0")
 
 
 def new_work(label: str) -> str:
@@ -62,6 +63,15 @@ def is_abandoned(work: str, seconds_untouched: Callable[[str], float]) -> bool:
         return False
     gone = owner.is_gone(this_process())
     return seconds_untouched(work) > FOREIGN_AGE.total_seconds() if gone is None else gone
+
+
+def _host() -> str:
+    """The name of this machine and, where it has one, a digest of its id: two machines may have one name."""
+    name = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) or "localhost"
+    try:
+        return f"{name}.{hashlib.sha256(_MACHINE.read_bytes()).hexdigest()[:8]}"
+    except OSError:
+        return name
 
 
 def _boot() -> str:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from pipelines import staging
 from pipelines.staging import is_abandoned, new_work, this_process
 
 
@@ -33,6 +34,15 @@ def test_a_process_of_an_earlier_boot_is_gone():
 )
 def test_a_process_elsewhere_cannot_be_seen(elsewhere):
     assert replace(this_process(), **elsewhere).is_gone(this_process()) is None
+
+
+def test_machines_of_one_name_are_told_apart(monkeypatch, tmp_path):
+    here = this_process()
+    monkeypatch.setattr(staging, "_MACHINE", tmp_path / "machine-id")
+    nameless = this_process()
+    (tmp_path / "machine-id").write_text("0123456789abcdef")
+    assert replace(here, boot="00000000-1").is_gone(this_process()) is None
+    assert len({here.host, nameless.host, this_process().host}) == 3
 
 
 def test_work_of_a_living_process_is_not_abandoned():
