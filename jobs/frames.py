@@ -1,7 +1,8 @@
 """The frames of a cycle in Ray's object store: what several workers need, a node decodes once.
 
-Beside GPUs there are cores to spare, so all parts are read at the same time, by Ray's processes. Where workers have all
-cores, the driver reads one part after the other, so that the first is there soon.
+The driver reads one part after the other, so that the first is there soon. Beside GPUs there are cores to spare, so
+Ray's processes read all of them at the same time, too, and the driver only those that are not there yet: processes that
+were not there before take a second or more to start.
 """
 
 from collections.abc import Mapping
@@ -41,29 +42,30 @@ def share_frames(
     """The frames for the blocks of a tiling, put into the object store by `side`.
 
     Args:
-        at_once: by processes of Ray, all parts at the same time.
+        at_once: Ray's processes read, too, all parts at the same time.
     """
     watch = watch or Stopwatch()
     decoded = sum(source.count_chunks(tiling.reads(block)) for block in tiling.blocks())
     if decoded < _OFTEN * source.count_chunks(source.grid.window):
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
     if at_once:
-        parts = {strip: _read.remote(source, cycle, strip) for strip in source.parts(AT_ONCE)}
-        side.submit(_see_them_read, list(parts.values()), watch)
-        return SharedFrames({strip: _known(part) for strip, part in parts.items()})
-    return SharedFrames({strip: side.submit(_put, source, cycle, strip, watch) for strip in source.strips})
+        asked = {strip: _read.remote(source, cycle, strip) for strip in source.parts(AT_ONCE)}
+        rest = (source, cycle, watch)
+        return SharedFrames({strip: side.submit(_take, part, strip, *rest) for strip, part in asked.items()})
+    return SharedFrames({strip: side.submit(_put, strip, source, cycle, watch) for strip in source.strips})
 
 
-def _put(source: Source, cycle: Cycle, strip: Window, watch: Stopwatch) -> Any:
+def _take(asked: Any, strip: Window, source: Source, cycle: Cycle, watch: Stopwatch) -> Any:
+    """The part that another process was asked for if it is there, else one that is read here."""
+    there, _ = ray.wait([asked], timeout=0, fetch_local=False)
+    return there[0] if there else _put(strip, source, cycle, watch)
+
+
+def _put(strip: Window, source: Source, cycle: Cycle, watch: Stopwatch) -> Any:
     with watch("read"):
-        part = Part(strip, source.read(cycle, strip))
+        part = _read_part(source, cycle, strip)
     with watch("share"):
         return ray.put(part)
-
-
-def _see_them_read(parts: list[Any], watch: Stopwatch) -> None:
-    with watch("read"):
-        ray.wait(parts, num_returns=len(parts), fetch_local=False)
 
 
 def _read_part(source: Source, cycle: Cycle, strip: Window) -> Part:
@@ -71,9 +73,3 @@ def _read_part(source: Source, cycle: Cycle, strip: Window) -> Part:
 
 
 _read: Any = ray.remote(num_cpus=0, max_retries=1)(_read_part)  # never waits for a core that workers have
-
-
-def _known(reference: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(reference)
-    return future

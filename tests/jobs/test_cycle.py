@@ -6,7 +6,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 
 from engines.base import EngineError
-from jobs import cycle
+from jobs import cycle, frames
 from jobs.cycle import Status, run_cycle, wait_for_inputs
 from jobs.dispatch import STRAGGLER_SECONDS
 from jobs.frames import share_frames
@@ -249,6 +249,19 @@ def test_frames_read_all_at_once_give_the_same_bytes(ready, rechunk):
     assert files_of(Path(at_once.path)) == files_of(Path(one_by_one.path))
     seen = {one.span.stage for one in at_once.activities if one.process == DRIVER}
     assert {"read", "check", "publish"} <= seen
+
+
+def test_the_driver_reads_what_other_processes_have_not_read_in_time(ready, rechunk, monkeypatch):
+    def never(*_):
+        sleep(20)
+        raise AssertionError("the cycle waited for this")
+
+    rechunk(64)
+    one_by_one = run_cycle(*ready("workers=1"), TIME)
+    monkeypatch.setattr(frames, "_read", ray.remote(num_cpus=0)(never))
+    prepared, pool = ready("workers=1")
+    alone = run_cycle(replace(prepared, gpu=True), pool, TIME, replace_published=True)
+    assert files_of(Path(alone.path)) == files_of(Path(one_by_one.path))
 
 
 def test_a_damaged_frame_that_is_read_all_at_once_ends_the_cycle(ready, product, rechunk):
