@@ -154,9 +154,11 @@ class Source:
             InputError: values that make no sense, such as a rain rate of -999 (see `check_sense`).
         """
         shape = len(cycle.frame_indices), *window.shape
-        raw = np.full(shape, self.encoding.fill, self.encoding.dtype)
         inside = window.clip(self.grid.window)
         frames = [position for position, index in enumerate(cycle.frame_indices) if index is not None]
+        raw = np.empty(shape, self.encoding.dtype)
+        if inside != window or len(frames) < len(raw):
+            raw[...] = self.encoding.fill
         if not inside.cells or not frames:
             return raw
         target = raw[:, *inside.within(window).slices]
