@@ -416,10 +416,12 @@ def test_one_encoder_serves_several_threads():
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8"])
-def test_masked_cells_are_missing_at_every_lead_time(dtype):
-    encoder = Encoder(Packing(dtype=dtype))
-    codes = np.random.default_rng(0).integers(0, 200, (3, 8, 9)).astype(dtype)
-    missing = np.random.default_rng(1).random((8, 9)) < 0.4
+@given(data=st.data())
+def test_masked_cells_are_missing_at_every_lead_time_and_no_other_changes(dtype, data):
+    encoder, info = Encoder(Packing(dtype=dtype)), np.iinfo(dtype)
+    values = st.sampled_from([info.min, info.max, *encoder.limits]) | st.integers(info.min, info.max)
+    codes = data.draw(hnp.arrays(dtype, (3, 4, 5), elements=values))
+    missing = data.draw(hnp.arrays(np.bool_, (4, 5)))
     expected = np.where(missing, encoder.fill, codes)
     encoder.mask(codes, missing)
     np.testing.assert_array_equal(codes, expected)
