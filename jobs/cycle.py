@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
 from typing import Any
 
@@ -57,11 +57,14 @@ def run_cycle(
     waited = monotonic() - start
 
     def fill(draft: Draft) -> Filled:
+        tiling, deadline = prepared.plan.tiling, prepared.product.deadline
+        give_up = None if deadline is None else start + deadline.total_seconds()
         with ThreadPoolExecutor(1) as side, ThreadPoolExecutor(CHECKED_TOGETHER) as checkers:
-            frames = share_frames(source, cycle, prepared.plan.tiling, side, watch, at_once=prepared.gpu)
+            frames = share_frames(source, cycle, tiling, side, watch, at_once=prepared.gpu)
             _sweep(prepared, watch)  # while frames are read
+            board = _Board(draft, len(tiling.blocks()), progress, watch, checkers)
             with watch("blocks"):
-                return _drive(prepared, pool, cycle, draft, frames, start, progress, watch, checkers)
+                return _drive(prepared, pool, cycle, frames, board, give_up)
 
     try:
         report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
@@ -117,52 +120,71 @@ def _already(prepared: Prepared, cycle: Cycle, note: str) -> CycleReport:
 
 
 def _drive(
-    prepared: Prepared,
-    pool: Pool,
-    cycle: Cycle,
-    draft: Draft,
-    frames: SharedFrames,
-    start: float,
-    progress: Progress,
-    watch: Stopwatch,
-    checkers: Executor,
+    prepared: Prepared, pool: Pool, cycle: Cycle, frames: SharedFrames, board: "_Board", give_up: float | None
 ) -> Filled:
-    """The blocks of a draft, each written by a worker of the pool or given up.
+    """The blocks of a draft, each written by a worker of the pool or given up; its metadata meanwhile.
 
-    While they work, the metadata is written, and the shards of those that are done are checked.
+    Args:
+        give_up: when, on the monotonic clock.
     """
-    tiling, deadline = prepared.plan.tiling, prepared.product.deadline
-    blocks = tiling.blocks()
-    results: dict[int, BlockResult] = {}
-    given_up: dict[int, str] = {}
-    checks: list[Future[dict[str, str]]] = []
+    tiling, draft = prepared.plan.tiling, board.draft
 
     def send(worker: Any, block: Block) -> Any:
         return worker.run.remote(block, cycle, draft, *frames.of(tiling.reads(block)))
 
-    def settle(kept: dict[int, Any], block: Block, what: Any) -> None:
-        kept[block.index] = what
-        progress(len(results) + len(given_up), len(blocks), list(results.values()))
-
-    def check(block: Block) -> dict[str, str]:
-        with watch("check"):
-            return check_block(draft, block.window)
-
-    def landed(block: Block, result: BlockResult, worker: str) -> None:
-        checks.append(checkers.submit(check, block))
-        settle(results, block, replace(result, worker=worker))
-
     Drive(
         pool,
-        blocks,
+        tiling.blocks(),
         send,
-        landed=landed,
-        gave_up=lambda block, reason: settle(given_up, block, reason),
-        meanwhile=lambda: describe_cycle(prepared, cycle, draft, watch),
-        deadline=None if deadline is None else start + deadline.total_seconds(),
+        landed=board.landed,
+        gave_up=board.gave_up,
+        meanwhile=lambda: describe_cycle(prepared, cycle, draft, board.watch),
+        deadline=give_up,
     ).run()
-    whole = {key: stamp for checked in checks for key, stamp in checked.result().items()}
-    return Filled([results[index] for index in sorted(results)], given_up, whole)
+    return board.filled()
+
+
+@dataclass
+class _Board:
+    """What has come of the blocks of a draft so far.
+
+    Attributes:
+        checkers: threads that check the shards of a block that is done, while others are made.
+    """
+
+    draft: Draft
+    blocks: int
+    progress: Progress
+    watch: Stopwatch
+    checkers: Executor
+    _results: dict[int, BlockResult] = field(default_factory=dict)
+    _given_up: dict[int, str] = field(default_factory=dict)
+    _checks: list[Future[dict[str, str]]] = field(default_factory=list)
+
+    def landed(self, block: Block, result: BlockResult, worker: str) -> None:
+        self._checks.append(self.checkers.submit(self._check, block))
+        self._results[block.index] = replace(result, worker=worker)
+        self._tell()
+
+    def gave_up(self, block: Block, reason: str) -> None:
+        self._given_up[block.index] = reason
+        self._tell()
+
+    def filled(self) -> Filled:
+        """All of it, once the last check is done.
+
+        Raises:
+            OutputError: a shard cannot be read.
+        """
+        whole = {key: stamp for check in self._checks for key, stamp in check.result().items()}
+        return Filled([self._results[index] for index in sorted(self._results)], self._given_up, whole)
+
+    def _check(self, block: Block) -> dict[str, str]:
+        with self.watch("check"):
+            return check_block(self.draft, block.window)
+
+    def _tell(self) -> None:
+        self.progress(len(self._results) + len(self._given_up), self.blocks, list(self._results.values()))
 
 
 def _expire(prepared: Prepared, cycle: Cycle) -> tuple[str, ...]:
