@@ -1,7 +1,8 @@
 """One cycle on all workers of a pool: inputs, then draft, blocks, check and publication, or nothing at all."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from time import monotonic, sleep
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from jobs import clock
+from jobs.checks import Checks
 from jobs.drive import Drive
 from jobs.frames import SharedFrames, share_frames
 from jobs.make import CycleReport, Filled, Status, describe_cycle, make_cycle
 from jobs.pool import Pool
 from jobs.prepare import Prepared
 from pipelines.cycles import find_cycle
-from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, PipelineError
+from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, OutputError, PipelineError
 from pipelines.frames import text_of
 from pipelines.run import BlockResult
-from pipelines.sink import CHECKED_TOGETHER, Draft, check_block, expire, sweep
+from pipelines.sink import Draft, expire, sweep
 from pipelines.source import Cycle, Source, arrived, find_inputs
 from pipelines.spans import Stopwatch
 from pipelines.tiling import Block
@@ -57,17 +59,23 @@ def run_cycle(
     waited = monotonic() - start
 
     def fill(draft: Draft) -> Filled:
-        with ThreadPoolExecutor(1) as side, ThreadPoolExecutor(CHECKED_TOGETHER) as checkers:
-            frames = share_frames(source, cycle, prepared.plan.tiling, side, watch, at_once=prepared.gpu)
+        with (
+            ThreadPoolExecutor(1) as side,
+            closing(share_frames(source, cycle, prepared.plan.tiling, side, watch, prepared.gpu)) as frames,
+        ):
             _sweep(prepared, watch)  # while frames are read
             with watch("blocks"):
-                return _drive(prepared, pool, cycle, draft, frames, start, progress, watch, checkers)
+                return _drive(prepared, pool, cycle, draft, frames, start, progress, watch)
 
     try:
         report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
     except AlreadyPublishedError as error:
         _sweep(prepared, watch)
         return _already(prepared, cycle, str(error))
+    except OutputError:
+        with suppress(OutputError):  # there may be no room for a draft before what dead runs left is removed
+            _sweep(prepared, watch)
+        raise
     return replace(report, wait_seconds=waited, warnings=(*report.warnings, *_expire(prepared, cycle)))
 
 
@@ -125,7 +133,6 @@ def _drive(
     start: float,
     progress: Progress,
     watch: Stopwatch,
-    checkers: Executor,
 ) -> Filled:
     """The blocks of a draft, each written by a worker of the pool or given up.
 
@@ -135,7 +142,6 @@ def _drive(
     blocks = tiling.blocks()
     results: dict[int, BlockResult] = {}
     given_up: dict[int, str] = {}
-    checks: list[Future[dict[str, str]]] = []
 
     def send(worker: Any, block: Block) -> Any:
         return worker.run.remote(block, cycle, draft, *frames.of(tiling.reads(block)))
@@ -144,24 +150,22 @@ def _drive(
         kept[block.index] = what
         progress(len(results) + len(given_up), len(blocks), list(results.values()))
 
-    def check(block: Block) -> dict[str, str]:
-        with watch("check"):
-            return check_block(draft, block.window)
+    with Checks(draft, watch) as checks:
 
-    def landed(block: Block, result: BlockResult, worker: str) -> None:
-        checks.append(checkers.submit(check, block))
-        settle(results, block, replace(result, worker=worker))
+        def landed(block: Block, result: BlockResult, worker: str) -> None:
+            checks.begin(block)
+            settle(results, block, replace(result, worker=worker))
 
-    Drive(
-        pool,
-        blocks,
-        send,
-        landed=landed,
-        gave_up=lambda block, reason: settle(given_up, block, reason),
-        meanwhile=lambda: describe_cycle(prepared, cycle, draft, watch),
-        deadline=None if deadline is None else start + deadline.total_seconds(),
-    ).run()
-    whole = {key: stamp for checked in checks for key, stamp in checked.result().items()}
+        Drive(
+            pool,
+            blocks,
+            send,
+            landed=landed,
+            gave_up=lambda block, reason: settle(given_up, block, reason),
+            meanwhile=lambda: describe_cycle(prepared, cycle, draft, watch),
+            deadline=None if deadline is None else start + deadline.total_seconds(),
+        ).run()
+        whole = checks.whole()
     return Filled([results[index] for index in sorted(results)], given_up, whole)
 
 

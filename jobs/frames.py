@@ -6,7 +6,8 @@ cores, the driver reads one part after the other, so that the first is there soo
 
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import ray
@@ -18,13 +19,19 @@ from pipelines.tiling import Tiling
 
 AT_ONCE = 8  # parts that are read at the same time, or a few more
 _OFTEN = 2  # times that workers would decode a chunk on average, from which on it is decoded for all of them
+_TICK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class SharedFrames:
-    """Parts of the frames, or the source to read them from, by the window that each serves."""
+    """Parts of the frames, or the source to read them from, by the window that each serves.
+
+    Attributes:
+        over: set when nobody asks for a part any more.
+    """
 
     parts: Mapping[Window, Future[Any]]
+    over: Event = field(default_factory=Event)
 
     def of(self, window: Window) -> list[Any]:
         """References to what a window is read from; waits until it is there.
@@ -33,6 +40,12 @@ class SharedFrames:
             InputError: the store cannot give the frames.
         """
         return [part.result() for served, part in self.parts.items() if window.clip(served).cells]
+
+    def close(self) -> None:
+        """What is not read yet is not waited for any more: a deadline has passed, or an error ends the cycle."""
+        self.over.set()
+        for part in self.parts.values():
+            part.cancel()
 
 
 def share_frames(
@@ -49,8 +62,9 @@ def share_frames(
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
     if at_once:
         parts = {strip: _read.remote(source, cycle, strip) for strip in source.parts(AT_ONCE)}
-        side.submit(_see_them_read, list(parts.values()), watch)
-        return SharedFrames({strip: _known(part) for strip, part in parts.items()})
+        frames = SharedFrames({strip: _known(part) for strip, part in parts.items()})
+        side.submit(_see_them_read, list(parts.values()), frames.over, watch)
+        return frames
     return SharedFrames({strip: side.submit(_put, source, cycle, strip, watch) for strip in source.strips})
 
 
@@ -61,9 +75,11 @@ def _put(source: Source, cycle: Cycle, strip: Window, watch: Stopwatch) -> Any:
         return ray.put(part)
 
 
-def _see_them_read(parts: list[Any], watch: Stopwatch) -> None:
+def _see_them_read(parts: list[Any], over: Event, watch: Stopwatch) -> None:
+    """Records how long other processes read, until all is read or nobody asks for it any more."""
     with watch("read"):
-        ray.wait(parts, num_returns=len(parts), fetch_local=False)
+        while parts and not over.is_set():
+            _, parts = ray.wait(parts, num_returns=len(parts), timeout=_TICK_SECONDS, fetch_local=False)
 
 
 def _read_part(source: Source, cycle: Cycle, strip: Window) -> Part:
