@@ -1,7 +1,8 @@
 """One cycle on all workers of a pool: inputs, then draft, blocks, check and publication, or nothing at all."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from jobs import clock
+from jobs.checks import Checks
 from jobs.drive import Drive
 from jobs.frames import SharedFrames, share_frames
 from jobs.make import CycleReport, Filled, Status, describe_cycle, make_cycle
 from jobs.pool import Pool
 from jobs.prepare import Prepared
 from pipelines.cycles import find_cycle
-from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, PipelineError
+from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, OutputError, PipelineError
 from pipelines.frames import text_of
 from pipelines.run import BlockResult
-from pipelines.sink import CHECKED_TOGETHER, Draft, check_block, expire, sweep
+from pipelines.sink import Draft, expire, sweep
 from pipelines.source import Cycle, Source, arrived, find_inputs
 from pipelines.spans import Stopwatch
 from pipelines.tiling import Block
@@ -59,10 +61,13 @@ def run_cycle(
     def fill(draft: Draft) -> Filled:
         tiling, deadline = prepared.plan.tiling, prepared.product.deadline
         give_up = None if deadline is None else start + deadline.total_seconds()
-        with ThreadPoolExecutor(1) as side, ThreadPoolExecutor(CHECKED_TOGETHER) as checkers:
-            frames = share_frames(source, cycle, tiling, side, watch, at_once=prepared.gpu)
+        with (
+            ThreadPoolExecutor(1) as side,
+            closing(share_frames(source, cycle, tiling, side, watch, at_once=prepared.gpu)) as frames,
+            Checks(draft, watch) as checks,
+        ):
             _sweep(prepared, watch)  # while frames are read
-            board = _Board(draft, len(tiling.blocks()), progress, watch, checkers)
+            board = _Board(draft, len(tiling.blocks()), progress, watch, checks)
             with watch("blocks"):
                 return _drive(prepared, pool, cycle, frames, board, give_up)
 
@@ -71,6 +76,10 @@ def run_cycle(
     except AlreadyPublishedError as error:
         _sweep(prepared, watch)
         return _already(prepared, cycle, str(error))
+    except OutputError:
+        with suppress(OutputError):  # there may be no room for a draft before what dead runs left is removed
+            _sweep(prepared, watch)
+        raise
     return replace(report, wait_seconds=waited, warnings=(*report.warnings, *_expire(prepared, cycle)))
 
 
@@ -146,23 +155,18 @@ def _drive(
 
 @dataclass
 class _Board:
-    """What has come of the blocks of a draft so far.
-
-    Attributes:
-        checkers: threads that check the shards of a block that is done, while others are made.
-    """
+    """What has come of the blocks of a draft so far."""
 
     draft: Draft
     blocks: int
     progress: Progress
     watch: Stopwatch
-    checkers: Executor
+    checks: Checks
     _results: dict[int, BlockResult] = field(default_factory=dict)
     _given_up: dict[int, str] = field(default_factory=dict)
-    _checks: list[Future[dict[str, str]]] = field(default_factory=list)
 
     def landed(self, block: Block, result: BlockResult, worker: str) -> None:
-        self._checks.append(self.checkers.submit(self._check, block))
+        self.checks.begin(block)
         self._results[block.index] = replace(result, worker=worker)
         self._tell()
 
@@ -176,12 +180,7 @@ class _Board:
         Raises:
             OutputError: a shard cannot be read.
         """
-        whole = {key: stamp for check in self._checks for key, stamp in check.result().items()}
-        return Filled([self._results[index] for index in sorted(self._results)], self._given_up, whole)
-
-    def _check(self, block: Block) -> dict[str, str]:
-        with self.watch("check"):
-            return check_block(self.draft, block.window)
+        return Filled([self._results[index] for index in sorted(self._results)], self._given_up, self.checks.whole())
 
     def _tell(self) -> None:
         self.progress(len(self._results) + len(self._given_up), self.blocks, list(self._results.values()))

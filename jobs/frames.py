@@ -35,6 +35,11 @@ class SharedFrames:
         """
         return [part.result() for served, part in self.parts.items() if window.clip(served).cells]
 
+    def close(self) -> None:
+        """What is not read yet is not read any more: a deadline has passed, or an error ends the cycle."""
+        for part in self.parts.values():
+            part.cancel()
+
 
 def share_frames(
     source: Source, cycle: Cycle, tiling: Tiling, side: Executor, watch: Stopwatch | None = None, at_once: bool = False

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -24,7 +25,8 @@ from jobs.make import Filled
 from jobs.pool import Pool, cluster_resources
 from jobs.prepare import load, prepare
 from jobs.trace import DRIVER
-from pipelines.errors import IncompleteError, InputError
+from pipelines.errors import IncompleteError, InputError, OutputError
+from pipelines.staging import this_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 TIME = np.datetime64("2024-06-01T12:20", "ns")
@@ -272,6 +274,29 @@ def test_a_damaged_frame_that_is_read_all_at_once_ends_the_cycle(ready, product,
     with pytest.raises(InputError, match=r"2024-06-01T12:20.*precip_rate"):
         run_cycle(replace(prepared, gpu=True), pool, TIME)
     assert left_in_staging(product) == []
+
+
+def test_frames_that_nobody_asks_for_any_more_are_not_read(product, rechunk, monkeypatch):
+    rechunk(64)
+    prepared, read = prepare(load(product, ()), cluster_resources()), []
+    source, cycle_ = wait_for_inputs(prepared, TIME)
+    monkeypatch.setattr(frames, "_put", lambda strip, *_: (sleep(0.1), read.append(strip)))
+    with ThreadPoolExecutor(1) as side, closing(share_frames(source, cycle_, prepared.plan.tiling, side)) as shared:
+        pass
+    assert len(read) < len(shared.parts)
+
+
+def test_what_a_dead_run_left_is_swept_also_if_no_draft_can_be_made(ready, product, monkeypatch):
+    left = product.parent / "out" / "tiny" / ".staging" / f"20240601~{this_process().host}~0-0~1~1~aa"
+    (left / "store").mkdir(parents=True)
+    monkeypatch.setattr("jobs.make.make_draft", no_room)
+    with pytest.raises(OutputError, match="no room"):
+        run_cycle(*ready(), TIME)
+    assert left_in_staging(product) == []
+
+
+def no_room(*args, **kwargs):
+    raise OutputError("no room")
 
 
 def count_parts(prepared) -> int:
