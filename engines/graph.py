@@ -64,8 +64,9 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     training = in_training(model, folder)
     if training is not None:
         raise ModelError(
-            f"{path}: {training.op_type} {training.name!r} is in training mode, so results are random or depend on the "
-            "tiles beside; call model.eval() before the export, and export without training=TrainingMode.TRAINING"
+            f"{path}: {training.op_type} {_name_of(training)!r} is in training mode, or no constant says that it is "
+            "not, so results may be random or depend on the tiles beside; call model.eval() before the export, and "
+            "export without training=TrainingMode.TRAINING"
         )
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -157,15 +158,19 @@ def aligns_corners(graph: onnx.GraphProto) -> str | None:
     for node in _nodes(graph):
         modes = [a.s for a in node.attribute if a.name == "coordinate_transformation_mode"]
         if node.op_type == "Resize" and modes == [b"align_corners"]:
-            return str(node.name)
+            return _name_of(node)
     return None
 
 
 def in_training(model: onnx.ModelProto, folder: Path) -> onnx.NodeProto | None:
-    """The first operator that does as in training: drops values at random, or normalises by the batch at hand."""
+    """The first operator that does as in training: drops values at random, or normalises by the batch at hand.
+
+    A dropout whose mode is computed counts as one of them.
+    """
     nodes = _nodes(model)
     constants = {tensor.name: tensor for tensor in _tensors(model)}
-    constants |= {n.output[0]: a.t for n in nodes if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
+    made = ((n.output[:1], a) for n in nodes if n.op_type == "Constant" for a in n.attribute)
+    constants |= {name: attribute.t for names, attribute in made for name in names if attribute.name == "value"}
 
     def is_on(node: onnx.NodeProto) -> bool:
         if node.op_type == "Dropout":  # from opset 12 on the third input says so
@@ -219,6 +224,11 @@ def external_files(model: onnx.ModelProto) -> set[str]:
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _name_of(node: onnx.NodeProto) -> str:
+    """Its name, or that of what it makes where the exporter gave it none."""
+    return str(node.name or next(iter(node.output), ""))
 
 
 def _messages(message: Message) -> Iterator[Message]:

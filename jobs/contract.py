@@ -42,7 +42,8 @@ def _check_missing(contract: Contract, space: ModelSpace) -> None:
     if zero[0] != 0:
         raise ConfigError(
             f"the model {contract.name} {contract.version} does not say what missing cells are given as, and 0 is not "
-            f"0 {contract.input.units} after its input.transform; write input.missing, such as {zero[0]:.7g} for that"
+            f"0 {contract.input.units} after its input.transform; write input.missing: {zero[0]:.7g} for 0 "
+            f"{contract.input.units}, or another number in model space"
         )
 
 

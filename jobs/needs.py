@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -27,13 +29,7 @@ def tile_needs(package: ModelPackage) -> Needs:
     Raises:
         ModelError: ONNX Runtime cannot load the graph, or it cannot be probed.
     """
-    with suppress(ConfigError, OSError, ValueError, TypeError, LookupError):
-        kept = json.loads(_file(package).read_bytes())
-        return Needs(**kept | {"size": kept["size"] and tuple(kept["size"])})
-    needs = measure_needs(package)
-    with suppress(ConfigError, OSError):  # where it cannot be kept, it is measured again the next time
-        replace_file(_file(package), json.dumps(asdict(needs)).encode())
-    return needs
+    return _kept(package, None, lambda: measure_needs(package))
 
 
 def needs_on(package: ModelPackage, grid: tuple[int, int], tiling: TilingSpec) -> Needs:
@@ -45,7 +41,9 @@ def needs_on(package: ModelPackage, grid: tuple[int, int], tiling: TilingSpec) -
     if needs.radius is not None or needs.size is not None or tiling.mode == "feather":
         return needs
     frame = round_up(grid[0], needs.stride), round_up(grid[1], needs.stride)
-    return replace(needs, bytes_per_cell=bytes_per_cell(package.onnx_path, package.contract.input.frames, frame))
+    frames = package.contract.input.frames
+    on_frame = partial(bytes_per_cell, package.onnx_path, frames, frame)
+    return _kept(package, frame, lambda: replace(needs, bytes_per_cell=on_frame()))
 
 
 def measure_needs(package: ModelPackage) -> Needs:
@@ -86,8 +84,19 @@ def _fixed_size(engine: OrtEngine) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-def _file(package: ModelPackage) -> Path:
+def _kept(package: ModelPackage, frame: tuple[int, int] | None, measure: Callable[[], Needs]) -> Needs:
+    """What was measured before of a package, on a frame (h, w) or on any tile; measured and kept if nothing was."""
+    with suppress(ConfigError, OSError, ValueError, TypeError, LookupError):
+        kept = json.loads(_file(package, frame).read_bytes())
+        return Needs(**kept | {"size": kept["size"] and tuple(kept["size"])})
+    needs = measure()
+    with suppress(ConfigError, OSError):  # where it cannot be kept, it is measured again the next time
+        replace_file(_file(package, frame), json.dumps(asdict(needs)).encode())
+    return needs
+
+
+def _file(package: ModelPackage, frame: tuple[int, int] | None) -> Path:
     """Named by all that the needs come from."""
     rule, frames = package.contract.tile.model_dump_json(), package.contract.input.frames
-    made_of = f"{__version__} {PROBE_VERSION} {package.graph_sha256} {package.weights_sha256} {frames} {rule}"
+    made_of = f"{__version__} {PROBE_VERSION} {package.graph_sha256} {package.weights_sha256} {frames} {rule} {frame}"
     return cache_folder() / "needs" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.json"

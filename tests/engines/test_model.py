@@ -188,7 +188,7 @@ def test_a_dropout_left_in_training_mode_is_refused(tmp_path, net_type, package,
     model = net.model(net.op("Dropout", net.conv("x", 2, 3), net.constant(0.5), mode), 3)
     folder = package(tmp_path / "m", model)
     if is_training:
-        assert "is in training mode, so results are random" in refusal(folder)
+        assert "is in training mode, or no constant says that it is not" in refusal(folder)
     else:
         load_package(folder)
 
@@ -197,6 +197,13 @@ def test_a_dropout_whose_mode_is_left_out_is_at_rest(tmp_path, net_type, package
     net = net_type(2)
     y = net.op("Dropout", net.conv("x", 2, 3), net.constant(0.5), "")
     load_package(package(tmp_path / "m", net.model(y, 3)))
+
+
+def test_a_constant_that_makes_nothing_is_a_refusal_of_the_checker(tmp_path, net_type, package):
+    net = net_type(2)
+    model = net.model(net.conv("x", 2, 3), 3)
+    model.graph.node.append(helper.make_node("Constant", [], [], value=helper.make_tensor("v", 1, [], [0])))
+    assert "fails the ONNX checker" in refusal(package(tmp_path / "m", model))
 
 
 @pytest.mark.parametrize("training_mode", [0, 1])

@@ -147,3 +147,11 @@ def test_the_memory_of_a_model_that_looks_everywhere_is_that_of_the_whole_frame(
 
 def test_the_memory_of_a_model_with_a_radius_is_that_of_any_tile(folder):
     assert needs_on(load_package(folder), (300, 2560), TilingSpec()) == tile_needs(load_package(folder))
+
+
+def test_the_memory_of_a_frame_is_measured_once(folder, monkeypatch):
+    look_along_rows(folder)
+    first = needs_on(load_package(folder), (300, 2560), TilingSpec())
+    monkeypatch.setattr(jobs.needs, "bytes_per_cell", lambda *args: -1.0)
+    assert needs_on(load_package(folder), (300, 2560), TilingSpec()) == first
+    assert needs_on(load_package(folder), (300, 1280), TilingSpec()).bytes_per_cell == -1
