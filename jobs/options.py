@@ -1,6 +1,7 @@
 """What words on the command line mean; importing it waits for nothing."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,11 @@ class Tile(click.ParamType[Any]):
             self.fail(f"{value!r} is no shape; write tiles of a batch, rows and columns, such as 4x512x512", param, ctx)
         count, rows, columns = map(int, words)
         return count, rows, columns
+
+
+def precision_option(default: str) -> Callable[[Any], Any]:
+    """`--precision`, one or several."""
+    return click.option(
+        "--precision", "precisions", type=Precisions(), default=default, show_default=True,
+        help="float32, half or int8; several with commas.",
+    )  # fmt: skip
