@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from engines.alias import ALIASES
 from jobs import folders, show
 from jobs.command import as_json, ends_clearly
 from jobs.options import Tile, file, precision_option
 from jobs.outcome import Exit
-from jobs.registry_cli import ALIASES, registry_option, user_and_host, why
+from jobs.registry_cli import registry_option, user_and_host, why
 
 if TYPE_CHECKING:  # help must not wait for ONNX
     from engines.precision import Precision
