@@ -2,6 +2,7 @@
 
 EngineError
 ├── ModelError              the model package is refused
+│   └── RegistryError       the registry has no such version, or refuses to change
 └── InferenceError          the engine ran and failed
     ├── OutOfMemoryError    the batch does not fit; a smaller one may
     └── DeviceLostError     nothing will run on the GPU in this process any more
@@ -25,6 +26,10 @@ class EngineError(Exception):
 
 class ModelError(EngineError):
     """The model package is refused: a file is damaged, unsafe or breaks its contract."""
+
+
+class RegistryError(ModelError):
+    """The registry has no such model, version or alias, holds a damaged one, or refuses to change as asked."""
 
 
 class InferenceError(EngineError):

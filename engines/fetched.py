@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from engines.base import ModelError
+from engines.base import ModelError, RegistryError
 from engines.eviction import LIMIT_BYTES, Entry, to_evict
 from engines.files import discard, make_folders, put_folder, staging, sweep, write_new
 from engines.lock import LockError, hold, share
 from engines.model import ModelPackage
-from engines.release import RECORD, RegistryError, Release, as_json, open_release
+from engines.release import RECORD, Release, as_json, open_release
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+from engines.base import RegistryError
 from engines.files import make_folders, put_file, put_folder, read_plain, staging
 from engines.model import ModelPackage
-from engines.release import RegistryError, Release, checked_name, is_name, open_release
+from engines.release import Release, checked_name, is_name, open_release
 
 
 class FolderShelf:

@@ -20,10 +20,11 @@ from typing import Any
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
+from engines.base import RegistryError
 from engines.fetched import Fetched
 from engines.files import settle
 from engines.model import ModelPackage
-from engines.release import RECORD, RegistryError, Release, as_json, checked_name, reading
+from engines.release import RECORD, Release, as_json, checked_name, reading
 
 # pipelines/objects.py says the same for forecasts: of the two leaves neither may import the other.
 _AWS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for other stores than Amazon's, AWS_ENDPOINT_URL"

@@ -2,7 +2,8 @@
 
 An alias is its history: numbered files, of which the highest counts. To promote or roll back is to put one more file
 where none is yet, so it happens whole or not at all, of two at once one is second, and nothing is ever lost. No lock
-is taken. The rules are here; how they lie in a folder or on an object store is the work of a shelf.
+is taken. The rules are here and, of aliases, in engines/alias.py; how all lies in a folder or on an object store is the
+work of a shelf.
 docs/decisions/013-registry.md
 
 In a folder (engines/object_shelf.py says what differs on an object store):
@@ -22,17 +23,16 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from engines.alias import ALIASES, Move, checked_alias, promoted, rolled_back
+from engines.base import RegistryError
 from engines.files import make_folders, staging, sweep
 from engines.folder_shelf import FolderShelf
 from engines.lock import LockError
 from engines.model import ModelPackage
 from engines.release import (
-    ALIASES,
     RECORD,
-    RegistryError,
     Release,
     as_json,
     checked_name,
@@ -46,58 +46,10 @@ from engines.release import (
 )
 from engines.shelf import Shelf
 
-__all__ = ["ALIASES", "Move", "Registry", "RegistryError", "Release", "open_registry"]
+__all__ = ["Move", "Registry", "RegistryError", "Release", "open_registry"]
 
 _MOVE, _LATER_REPORT = re.compile(r"(\d{6,})\.json"), re.compile(r"(\d{6,})-([0-9a-f]{64})-(.+)")
 _JSON_BYTES, _REPORT_BYTES = 1 << 24, 1 << 28
-
-
-@dataclass(frozen=True)
-class Move:
-    """An entry in the history of an alias.
-
-    Attributes:
-        number: of the entry; the highest says which version is in use.
-        action: "promote" or "rollback".
-        undo: number of the entry to which a rollback returns; None for the first.
-        is_forced: promoted without a passing gate.
-    """
-
-    number: int
-    alias: str
-    version: str
-    action: str
-    undo: int | None
-    who: str
-    why: str
-    at: str
-    is_forced: bool = False
-
-
-def promoted(
-    history: Sequence[Move], alias: str, version: str, who: str, why: str, at: str, is_forced: bool = False
-) -> Move:
-    """The move to `version`, or the last one if the alias stands there already."""
-    last = history[-1] if history else None
-    if last is not None and last.version == version:
-        return last
-    number, undo = (1, None) if last is None else (last.number + 1, last.number)
-    return Move(number, alias, version, "promote", undo, who, why, at, is_forced)
-
-
-def rolled_back(history: Sequence[Move], who: str, why: str, at: str) -> Move:
-    """The move one step back from where the alias stands; rolling back again goes one further.
-
-    Raises:
-        RegistryError: there is nothing to go back to.
-    """
-    if not history:
-        raise RegistryError("nothing to roll back: the alias was never promoted")
-    last = history[-1]
-    target = next((move for move in history if move.number == last.undo), None)
-    if target is None:
-        raise RegistryError(f"nothing to roll back to: {last.alias} stands at {last.version}, its first version")
-    return Move(last.number + 1, last.alias, target.version, "rollback", target.undo, who, why, at)
 
 
 def open_registry(place: str | Path, cache: Path) -> "Registry":
@@ -320,7 +272,7 @@ class Registry:
 
     def _numbers(self, name: str, alias: str) -> list[int]:
         """The numbers of all moves of an alias of a model that is there."""
-        found = [_MOVE.fullmatch(file) for file in self._names(name, "aliases", _checked_alias(alias))]
+        found = [_MOVE.fullmatch(file) for file in self._names(name, "aliases", checked_alias(alias))]
         if not found:
             self._versions(name)
         return sorted(int(match[1]) for match in found if match)
@@ -366,9 +318,3 @@ def _extras(kind: str, paths: Iterable[Path]) -> dict[str, Path]:
         if found.setdefault(key, path) != path:
             raise RegistryError(f"{found[key]} and {path} have one name; the {kind} of a version need different ones")
     return found
-
-
-def _checked_alias(text: str) -> str:
-    if text not in ALIASES:
-        raise RegistryError(f"no alias {text!r}; there are {', '.join(ALIASES)}")
-    return text

@@ -14,21 +14,17 @@ from typing import Any
 
 import onnx
 
-from engines.base import ModelError
+from engines.alias import ALIASES
+from engines.base import RegistryError
 from engines.files import settle
 from engines.graph import external_files, first_line, inside, parse_graph
 from engines.model import ModelPackage, load_package
 from engines.precision import Precision
 
 RECORD = "version.json"
-ALIASES = ("production", "canary", "shadow")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _SHA256 = re.compile("[0-9a-f]{64}")
-
-
-class RegistryError(ModelError):
-    """The registry has no such model, version or alias, holds a damaged one, or refuses to change as asked."""
 
 
 @dataclass(frozen=True)

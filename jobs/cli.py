@@ -1,17 +1,15 @@
 """The command line `squall`: cycles of a product here; models, engines and publishing in files of their own."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from jobs import show
 from jobs.command import as_json, ends_clearly, is_done, only_the_report
 from jobs.engine_cli import engine
-from jobs.options import NewFile
+from jobs.options import NewFile, Step, Time
 from jobs.outcome import Exit
 from jobs.pool_cli import pool
 from jobs.publish_cli import publish
@@ -26,52 +24,9 @@ Exit codes: 0 published (or published already), 1 failed, 2 wrong usage, 3 publi
 
 _VALIDATE_EXIT_CODES = "Exit codes: 0 valid, 1 failed, 2 wrong usage, 5 problems were found, 130 interrupted."
 
-
 _BACKFILL_EXIT_CODES = """\b
 Exit codes: 0 every cycle is published, 1 failed, or no cycle could be made, 2 wrong usage,
 3 some cycles could not be made, 4 no input, 5 bad configuration, 130 interrupted."""
-
-
-class Time(click.ParamType[Any]):
-    """A reference time in UTC; where it is allowed also `latest`, which becomes None."""
-
-    name = "time"
-
-    def __init__(self, or_latest: bool = False) -> None:
-        self._or_latest = or_latest
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> np.datetime64 | None:
-        if self._or_latest and value == "latest":
-            return None
-        try:
-            return _utc(value)
-        except (ValueError, OverflowError):
-            words = "latest or UTC" if self._or_latest else "UTC"
-            self.fail(f"{value!r} is no time; write {words} such as 2016-09-28T15:30Z", param, ctx)
-
-
-def _utc(text: str) -> np.datetime64:
-    """A time in ISO 8601, UTC unless it says otherwise, in the years that nanoseconds reach."""
-    found = datetime.fromisoformat(text)
-    time = found if found.tzinfo is None else found.astimezone(UTC).replace(tzinfo=None)
-    if not 1678 <= time.year < 2262:
-        raise ValueError(f"{text} is out of range")
-    return np.datetime64(time, "ns")
-
-
-class Step(click.ParamType[Any]):
-    """A duration such as `10min`."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> np.timedelta64:
-        from pipelines.product import parse_duration
-
-        try:
-            return np.timedelta64(parse_duration(value), "ns")
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
 
 product_file = click.argument("file", type=click.Path(path_type=Path))
 overrides = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")

@@ -8,7 +8,7 @@ import click
 
 from jobs import show
 from jobs.command import as_json, ends_clearly
-from jobs.options import Precisions, Tile, file
+from jobs.options import Tile, file, precision_option
 from jobs.outcome import Exit
 
 if TYPE_CHECKING:  # help must not wait for ONNX
@@ -21,10 +21,6 @@ package = click.argument("package")
 cache_folder = click.option(
     "--cache", "root", type=click.Path(path_type=Path), help="Folder of the engine cache.",
     show_default="engine-cache in the folder of SQUALL_CACHE, or of squall in the user's cache folder",
-)  # fmt: skip
-one_precision = click.option(
-    "--precision", "precisions", type=Precisions(), default="float32", show_default=True,
-    help="float32, half or int8; several with commas.",
 )  # fmt: skip
 shape = click.option("--shape", "tile", type=Tile(), help="Tiles of a batch and cells of a tile: 4x512x512.")
 product = click.option("--product", type=file, help="A product that will run the model: its tiles are taken.")
@@ -40,7 +36,7 @@ def engine() -> None:
 
 @engine.command()
 @package
-@one_precision
+@precision_option("float32")
 @shape
 @product
 @click.option("--for-gpus", "gpus", default=HERE, show_default=True,
@@ -110,8 +106,7 @@ def list_engines(root: Path | None, format_: str) -> None:
 
 @engine.command()
 @package
-@click.option("--precision", "precisions", type=Precisions(), default="half", show_default=True,
-              help="float32, half or int8; several with commas.")  # fmt: skip
+@precision_option("half")
 @shape
 @product_with_cases
 @click.option("--cases", type=file, help="Stored cases (.npz); else cut from the product's store, else made-up storms.")
@@ -156,8 +151,7 @@ def gate(
 
 @engine.command()
 @package
-@click.option("--precision", "precisions", type=Precisions(), default="float32,half", show_default=True,
-              help="float32, half or int8; several with commas.")  # fmt: skip
+@precision_option("float32,half")
 @shape
 @product_with_cases
 @click.option("--cases", type=file, help="Stored cases (.npz); else as for the gate.")

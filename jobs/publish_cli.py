@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from engines.alias import ALIASES
 from jobs import folders, show
 from jobs.command import as_json, ends_clearly
-from jobs.options import Precisions, Tile, file
+from jobs.options import Tile, file, precision_option
 from jobs.outcome import Exit
-from jobs.registry_cli import ALIASES, registry_option, user_and_host, why
+from jobs.registry_cli import registry_option, user_and_host, why
 
 if TYPE_CHECKING:  # help must not wait for ONNX
     from engines.precision import Precision
@@ -24,8 +25,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 4 no input, 5 bad model, contract o
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
 @click.option("--contract", type=file, help="The model's contract; model.yaml beside MODEL if not given.")
 @click.option("--as", "name", required=True, help="Name of the model in the registry.")
-@click.option("--precision", "precisions", type=Precisions(), default="float32,half", show_default=True,
-              help="float32, half, int8; several with commas; each is judged against the reference.")  # fmt: skip
+@precision_option("float32,half")
 @click.option("--cases", type=file, help="Stored cases (.npz).")
 @click.option("--product", type=file, help="A product that will run the model: cases are cut from its store.")
 @click.option("--shape", "tile", type=Tile(), help="Tiles of a batch and cells of a tile; else those of the product.")
@@ -50,8 +50,8 @@ def publish(
     """Make a judged release in the registry of a trained MODEL.
 
     MODEL is an ONNX file with its weights in it or beside it, or the folder of a model package. It is checked,
-    rewritten to each precision, built, judged, measured and added. Without --cases and --product the cases are storms
-    that squall makes up. A run that was killed goes on where it was.
+    rewritten to each precision, built, judged against the reference, measured and added. Without --cases and --product
+    the cases are storms that squall makes up. A run that was killed goes on where it was.
 
     \b
     Examples:

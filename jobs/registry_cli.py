@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines.alias import ALIASES
 from jobs import folders, show
 from jobs.command import as_json, ends_clearly
 from jobs.options import file
 
 if TYPE_CHECKING:  # help must not wait for ONNX
     from engines.registry import Registry
-
-ALIASES = ("production", "canary", "shadow")
 
 name_argument = click.argument("name")
 why = click.option("--why", default="", help="The reason, for those who look at the model later.")

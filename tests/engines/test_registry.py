@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from engines.alias import ALIASES
 from engines.base import ModelError
 from engines.model import ModelPackage
 from engines.object_shelf import ObjectShelf
 from engines.precision import Precision, to_half
-from engines.registry import ALIASES, Registry, RegistryError, promoted, rolled_back
+from engines.registry import Registry, RegistryError
 from engines.typed import open_typed
 
 ROOT, WORKER = Path(__file__).parents[2], Path(__file__).with_name("registry_worker.py")
@@ -435,26 +434,6 @@ def test_of_promotes_at_once_one_order_wins_and_none_is_lost(three):
     assert [move.undo for move in history] == [None, *range(1, len(history))]
     assert len({move.who for move in history}) == len(history)
     assert all(a.version != b.version for a, b in pairwise(history))
-
-
-@given(st.lists(st.one_of(st.sampled_from("abc"), st.none()), max_size=30))
-def test_the_alias_is_a_stack_of_promotes_whose_rollbacks_are_remembered(steps):
-    history, stack = [], []
-    for version in steps:
-        if version is None and len(stack) < 2:
-            with pytest.raises(RegistryError):
-                rolled_back(history, "", "", "")
-            continue
-        if version is None:
-            stack.pop()
-            history.append(rolled_back(history, "", "", ""))
-        elif not stack or stack[-1] != version:
-            stack.append(version)
-            history.append(promoted(history, "production", version, "", "", ""))
-        else:
-            assert promoted(history, "production", version, "", "", "") is history[-1]
-        assert history[-1].version == stack[-1]
-        assert [move.number for move in history] == list(range(1, len(history) + 1))
 
 
 # Processes that are killed

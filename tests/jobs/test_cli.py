@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
 from jobs import show
-from jobs.cli import Time, main
+from jobs.cli import main
+from jobs.options import Time
 from jobs.outcome import Exit
 from jobs.raylet import RayGoneError
 
