@@ -5,7 +5,7 @@ many good cases hide a bad one nor a nearly dry one decides. Knows arrays and li
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, product
@@ -15,15 +15,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scores.categorical import BasicContingencyManager
-from scores.spatial import fss_2d_single_field
 
-from engines.base import InferenceError
 from engines.cases import GROUPS, Case, CaseError, Group
+from engines.comparison import Field, Found, Infer, Rules, compare, output_of, physical
 from engines.model import GateLimits
-
-Tensor = NDArray[np.float32]
-Field = NDArray[np.float64]
-Infer = Callable[[Tensor], Tensor]
 
 PER_THRESHOLD = ("csi_loss", "fss_loss")
 MEASURES = (
@@ -37,48 +32,6 @@ MEASURES = (
     "seam",
     *PER_THRESHOLD,
 )
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How outputs are read and compared.
-
-    Args:
-        to_physical: values in model space (h, w), float32, to physical ones of the same shape; NaN stays NaN. May
-            change what it is given.
-        scale, offset: of the packing: value = code * scale + offset.
-        thresholds: an event is a value at or above one of them, physical units.
-        window: cells a side of the neighbourhood of the fractions skill score.
-        missing_below: model space; cells below it are missing, as NaN is. None: the model never says so.
-        radius, stride: of the tiles by which the seam is measured, cells; without a radius it is not.
-        least_events: a threshold that fewer cells of a group reach, in both outputs together, is not judged: a single
-            cell that rounds across it would decide.
-        tile: (y, x) of the largest tile that the model will run on, if known. In each group one case must be as large:
-            what rounds coordinates in half, for one, shows on wide tiles only (`engines.cases.widen`).
-
-    Raises:
-        CaseError: a scale, window, stride, radius or thresholds that make no sense (found, expected).
-    """
-
-    to_physical: Callable[[Tensor], Tensor]
-    scale: float
-    offset: float = 0.0
-    thresholds: tuple[float, ...] = (0.1, 1.0, 5.0)
-    window: int = 9
-    missing_below: float | None = None
-    radius: int | None = None
-    stride: int = 1
-    least_events: int = 200
-    tile: tuple[int, int] = (1, 1)
-
-    def __post_init__(self) -> None:
-        if not (self.scale > 0 and self.window >= 1 and self.stride >= 1 and (self.radius or 0) >= 0):
-            raise CaseError(
-                f"scale {self.scale}, window {self.window}, stride {self.stride}, radius {self.radius}; "
-                "expected a scale above 0, at least 1 cell, and no negative radius"
-            )
-        if list(self.thresholds) != sorted(set(self.thresholds)):
-            raise CaseError(f"thresholds are {self.thresholds}; rising values are expected")
 
 
 @dataclass(frozen=True)
@@ -163,9 +116,9 @@ def measure(
 ) -> tuple[Reading, ...]:
     """All readings, by group, lead time and measure; arguments and errors as of `run_gate`."""
     _check(cases, rules)
-    found: dict[tuple[Group, timedelta], list[_Found]] = defaultdict(list)
+    found: dict[tuple[Group, timedelta], list[Found]] = defaultdict(list)
     for case in cases:
-        for lead_time, one in zip(lead_times, _compare(reference, candidate, case, lead_times, rules), strict=True):
+        for lead_time, one in zip(lead_times, compare(reference, candidate, case, lead_times, rules), strict=True):
             found[case.group, lead_time].append(one)
     _check_known(chain.from_iterable(found.values()))
     places = list(product(GROUPS, lead_times))
@@ -197,8 +150,8 @@ def read_fields(
     """The fields behind a reading, to be drawn; of the group's first case if it names none."""
     named = [case for case in cases if case.group == reading.group and reading.case in ("", case.name)]
     lead = list(lead_times).index(reading.lead_time)
-    both = (_output(engine, named[0], lead_times)[lead] for engine in (reference, candidate))
-    return Fields(*(_physical(output, rules)[0] for output in both))
+    both = (output_of(engine, named[0], lead_times)[lead] for engine in (reference, candidate))
+    return Fields(*(physical(output, rules)[0] for output in both))
 
 
 def _check(cases: Sequence[Case], rules: Rules) -> None:
@@ -215,169 +168,13 @@ def _check(cases: Sequence[Case], rules: Rules) -> None:
             )
 
 
-def _check_known(found: Iterable["_Found"]) -> None:
+def _check_known(found: Iterable[Found]) -> None:
     """Raises CaseError if there is nothing to compare: both outputs would be equal, and neither a forecast."""
     if not any(one.cells or one.nan_cells or one.moved_missing for one in found):
         raise CaseError(
             "reference and candidate give no value in any cell of any case, only missing or infinite ones, so nothing "
             "can be judged; look at the model's weights, or give cases that it has a forecast for"
         )
-
-
-def _output(engine: Infer, case: Case, lead_times: Sequence[timedelta]) -> Tensor:
-    """(lead, h, w) of a case, float32."""
-    out: NDArray[Any] = np.asarray(engine(case.inputs[None]))
-    expected = (1, len(lead_times), *case.inputs.shape[1:])
-    if out.shape != expected:
-        raise InferenceError(f"an engine turns case {case.name!r} into {out.shape}; expected {expected}")
-    return np.asarray(out[0], np.float32)
-
-
-def _physical(output: Tensor, rules: Rules) -> tuple[Field, NDArray[np.bool_]]:
-    """Physical values, NaN where missing, and where they are missing without the model saying so."""
-    below = -np.inf if rules.missing_below is None else rules.missing_below
-    is_missing = output < below
-    with np.errstate(all="ignore"):
-        values = np.array(rules.to_physical(output.copy()), np.float64)
-    is_lost = ~(np.isfinite(values) & np.isfinite(output)) & ~is_missing
-    values[is_missing | is_lost] = np.nan
-    return values, is_lost
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What one case shows at one lead time; sums over the cells that both outputs know.
-
-    Attributes:
-        events: (threshold, 3) cells at or above it in both, only in the candidate, only in the reference.
-        fss: (threshold,).
-        seam: rms difference of the worst row or column; None if not measured.
-    """
-
-    case: str
-    cells: int
-    total: float
-    squares: float
-    least: float
-    greatest: float
-    error: float
-    squared_error: float
-    max_error: float
-    greatest_error: float
-    nan_cells: int
-    moved_missing: float
-    moved_codes: float
-    events: NDArray[np.int64]
-    fss: NDArray[np.float64]
-    seam: float | None
-
-
-def _compare(
-    reference: Infer, candidate: Infer, case: Case, lead_times: Sequence[timedelta], rules: Rules
-) -> Iterator[_Found]:
-    """What a case shows, lead time by lead time."""
-    truth, found = (_output(engine, case, lead_times) for engine in (reference, candidate))
-    pieces = _in_tiles(candidate, case, lead_times, rules)
-    for lead in range(len(lead_times)):
-        seam = None if pieces is None else _seam(found[lead], pieces[lead], rules)
-        yield _compare_fields(case.name, truth[lead], found[lead], rules, seam)
-
-
-def _compare_fields(case: str, truth: Tensor, output: Tensor, rules: Rules, seam: float | None) -> _Found:
-    wanted, _ = _physical(truth, rules)
-    found, is_lost = _physical(output, rules)
-    known = ~(np.isnan(wanted) | np.isnan(found))
-    r, c = wanted[known], found[known]
-    error = c - r
-    return _Found(
-        case=case,
-        cells=r.size,
-        total=float(r.sum()),
-        squares=float(np.square(r).sum()),
-        least=float(r.min(initial=np.inf)),
-        greatest=float(r.max(initial=-np.inf)),
-        error=float(error.sum()),
-        squared_error=float(np.square(error).sum()),
-        max_error=float(np.abs(error).max(initial=0)),
-        greatest_error=float(c.max() - r.max()) if r.size else 0.0,
-        nan_cells=int((is_lost & ~np.isnan(wanted)).sum()),
-        moved_missing=float((np.isnan(wanted) != np.isnan(found)).mean()),
-        moved_codes=float((_codes(wanted, rules) != _codes(found, rules)).mean()),
-        events=np.array([_events(wanted, found, threshold) for threshold in rules.thresholds]).reshape(-1, 3),
-        fss=np.array([_fss(wanted, found, threshold, rules.window) for threshold in rules.thresholds]),
-        seam=seam,
-    )
-
-
-def _codes(values: Field, rules: Rules) -> Field:
-    """Packed codes as whole numbers, infinite where missing."""
-    codes = np.rint((values - rules.offset) / rules.scale)
-    return np.where(np.isnan(codes), np.inf, codes)
-
-
-def _events(wanted: Field, found: Field, threshold: float) -> tuple[int, int, int]:
-    """Cells in both, only in the second, only in the first; a missing cell is no event."""
-    r, c = wanted >= threshold, found >= threshold
-    return int((r & c).sum()), int((c & ~r).sum()), int((r & ~c).sum())
-
-
-def _fss(wanted: Field, found: Field, threshold: float, window: int) -> float:
-    """Fractions skill score with the first as the truth; 1 if neither has an event."""
-    r, c = (np.nan_to_num(field, nan=-np.inf) for field in (wanted, found))
-    if max(r.max(), c.max()) < threshold:
-        return 1.0
-    sides = min(window, r.shape[0]), min(window, r.shape[1])
-    score = fss_2d_single_field(
-        c, r, event_threshold=threshold, window_size=sides, threshold_operator=np.greater_equal, zero_padding=True
-    )
-    return float(score)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """Two overlapping tiles of one size along an axis, each deciding one side of `middle`."""
-
-    size: int
-    middle: int
-    length: int
-
-    @property
-    def spans(self) -> tuple[tuple[slice, slice, slice], ...]:
-        """For both: what the tile sees, what it decides, and where that lies in the tile."""
-        begin = self.length - self.size
-        first = slice(0, self.size), slice(0, self.middle), slice(0, self.middle)
-        second = slice(begin, self.length), slice(self.middle, self.length), slice(self.middle - begin, self.size)
-        return first, second
-
-
-def _cut(length: int, radius: int, stride: int) -> _Cut:
-    """How an axis is cut in the middle, with the radius beyond it as halo; one tile is all where it is too short."""
-    middle = -(-length // 2 // stride) * stride
-    size = -(-(max(middle, length - middle) + radius) // stride) * stride
-    return _Cut(min(size, length), middle, length)
-
-
-def _in_tiles(engine: Infer, case: Case, lead_times: Sequence[timedelta], rules: Rules) -> Tensor | None:
-    """(lead, h, w) put together from tiles that overlap by the radius; None if the case is too small to be cut."""
-    if rules.radius is None:
-        return None
-    cuts = [_cut(length, rules.radius, rules.stride) for length in case.inputs.shape[1:]]
-    if all(cut.size == cut.length for cut in cuts):
-        return None
-    whole = np.empty((len(lead_times), *case.inputs.shape[1:]), np.float32)
-    for y, x in product(*(cut.spans for cut in cuts)):
-        tile = Case(case.name, case.group, np.ascontiguousarray(case.inputs[:, y[0], x[0]]))
-        whole[:, y[1], x[1]] = _output(engine, tile, lead_times)[:, y[2], x[2]]
-    return whole
-
-
-def _seam(whole: Tensor, pieces: Tensor, rules: Rules) -> float:
-    """Root mean square difference along the worst row or column; infinite if other cells are missing."""
-    one, other = _physical(whole, rules)[0], _physical(pieces, rules)[0]
-    if not np.array_equal(np.isnan(one), np.isnan(other)):
-        return float("inf")
-    squares = np.square(np.nan_to_num(one - other))
-    return float(np.sqrt(max(squares.mean(axis=0).max(), squares.mean(axis=1).max())))
 
 
 @dataclass(frozen=True)
@@ -389,7 +186,7 @@ class _Spread:
     range: float
 
 
-def _spread(found: Sequence[_Found], rules: Rules) -> _Spread:
+def _spread(found: Sequence[Found], rules: Rules) -> _Spread:
     cells = max(1, sum(one.cells for one in found))
     mean = sum(one.total for one in found) / cells
     variance = max(0.0, sum(one.squares for one in found) / cells - mean**2)
@@ -399,7 +196,7 @@ def _spread(found: Sequence[_Found], rules: Rules) -> _Spread:
     return _Spread(std, level, extent)
 
 
-def _readings(group: Group, lead_time: timedelta, found: Sequence[_Found], rules: Rules) -> Iterator[Reading]:
+def _readings(group: Group, lead_time: timedelta, found: Sequence[Found], rules: Rules) -> Iterator[Reading]:
     for name, values in _of_cases(found, _spread(found, rules)):
         worst = int(np.abs(values).argmax())
         yield Reading(name, lead_time, group, values[worst], found[worst].case if values[worst] else "")
@@ -408,7 +205,7 @@ def _readings(group: Group, lead_time: timedelta, found: Sequence[_Found], rules
             yield from _of_events(group, lead_time, found, k, threshold)
 
 
-def _of_cases(found: Sequence[_Found], spread: _Spread) -> Iterator[tuple[str, list[float]]]:
+def _of_cases(found: Sequence[Found], spread: _Spread) -> Iterator[tuple[str, list[float]]]:
     """Each measure of single cases, with its value in every case."""
     yield "max_error", [one.max_error for one in found]
     yield "rmse_over_std", [(one.squared_error / max(1, one.cells)) ** 0.5 / spread.std for one in found]
@@ -422,7 +219,7 @@ def _of_cases(found: Sequence[_Found], spread: _Spread) -> Iterator[tuple[str, l
 
 
 def _of_events(
-    group: Group, lead_time: timedelta, found: Sequence[_Found], k: int, threshold: float
+    group: Group, lead_time: timedelta, found: Sequence[Found], k: int, threshold: float
 ) -> Iterator[Reading]:
     """CSI and FSS of a threshold over the group: events added up; FSS weighted by the events of each case."""
     events = np.array([one.events[k] for one in found])

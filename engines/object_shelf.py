@@ -21,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
 from engines.base import RegistryError
+from engines.eviction import LIMIT_BYTES
 from engines.fetched import Fetched
 from engines.files import settle
 from engines.model import ModelPackage
@@ -61,10 +62,10 @@ def connect(url: str) -> Any:
 
 
 class ObjectShelf:
-    """The models below a URL; versions that are used are fetched into the folder `cache`."""
+    """The models below a URL; versions that are used are fetched into the folder `cache`, `cache_bytes` at most."""
 
-    def __init__(self, store: Any, url: str, cache: Path) -> None:
-        self._store, self._url, self._fetched = store, url.rstrip("/"), Fetched(cache)
+    def __init__(self, store: Any, url: str, cache: Path, cache_bytes: int = LIMIT_BYTES) -> None:
+        self._store, self._url, self._fetched = store, url.rstrip("/"), Fetched(cache, cache_bytes)
 
     @property
     def drafts(self) -> Path:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from engines.alias import ALIASES, Move, checked_alias, promoted, rolled_back
 from engines.base import RegistryError
+from engines.eviction import LIMIT_BYTES
 from engines.files import make_folders, staging, sweep
 from engines.folder_shelf import FolderShelf
 from engines.lock import LockError
@@ -52,11 +53,12 @@ _MOVE, _LATER_REPORT = re.compile(r"(\d{6,})\.json"), re.compile(r"(\d{6,})-([0-
 _JSON_BYTES, _REPORT_BYTES = 1 << 24, 1 << 28
 
 
-def open_registry(place: str | Path, cache: Path) -> "Registry":
+def open_registry(place: str | Path, cache: Path, cache_bytes: int = LIMIT_BYTES) -> "Registry":
     """The registry in a folder, or at the URL of an object store: s3://, gs://, az://.
 
     Args:
         cache: folder for versions of an object store that are used on this machine.
+        cache_bytes: of all versions there.
 
     Raises:
         RegistryError: no registry can be kept at such a URL.
@@ -68,7 +70,7 @@ def open_registry(place: str | Path, cache: Path) -> "Registry":
         return Registry(Path(path))
     from engines.object_shelf import ObjectShelf, connect
 
-    return Registry(ObjectShelf(connect(str(place)), str(place), cache))
+    return Registry(ObjectShelf(connect(str(place)), str(place), cache, cache_bytes))
 
 
 class Registry:

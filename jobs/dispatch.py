@@ -109,11 +109,6 @@ class Dispatcher:
         flying = (flight.block for flights in self._flights.values() for flight in flights)
         return not self._queue and all(block in self.settled for block in flying)
 
-    @property
-    def is_idle(self) -> bool:
-        """True if nothing is in flight."""
-        return not any(self._flights.values())
-
     def joined(self, workers: Iterable[str], now: float) -> list[Decision]:
         """Workers are ready."""
         for worker in workers:

@@ -11,7 +11,7 @@ from engines.precision import Precision
 from engines.spec import BuildSpec, Profile, Shape
 from engines.supply import Name, Supplied, Tell, find_runtime, supply
 from engines.typed import TypedModel, open_typed, type_model
-from jobs.folders import cache_folder
+from jobs.folders import cache_folder, cache_limit_bytes
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,10 @@ def open_cache(root: Path | None = None) -> EngineCache:
 
     Raises:
         CacheError: others may write there, or the secret key of the environment is no such.
+        ConfigError: the limit of the environment is no size.
     """
-    return EngineCache(root or cache_folder() / "engine-cache", mac_key=mac_key_from(os.environ))
+    folder = root or cache_folder() / "engine-cache"
+    return EngineCache(folder, cache_limit_bytes(), mac_key_from(os.environ))
 
 
 def typed_graph(package: ModelPackage, precision: Precision) -> TypedModel:

@@ -2,8 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from engines.eviction import LIMIT_BYTES
 from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:  # help must not wait for ONNX
+    from engines.registry import Registry
 
 
 def cache_folder() -> Path:
@@ -27,9 +32,31 @@ def registry_place() -> str:
     return os.environ.get("SQUALL_REGISTRY") or str(_home("XDG_DATA_HOME", "~/.local/share") / "registry")
 
 
-def releases_folder() -> Path:
-    """Where versions of a registry on an object store are kept, once they are used on this machine."""
-    return cache_folder() / "releases"
+def open_registry(place: str | Path | None = None) -> "Registry":
+    """The registry in a folder or at a URL, or the one that the environment names."""
+    from engines import registry
+
+    return registry.open_registry(place or registry_place(), cache_folder() / "releases", cache_limit_bytes())
+
+
+def cache_limit_bytes() -> int:
+    """Of the engine files, and of the fetched versions of models: SQUALL_CACHE_LIMIT, such as 5GB, or 20 GB.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    text = os.environ.get("SQUALL_CACHE_LIMIT")
+    if text is None:
+        return LIMIT_BYTES
+    from pipelines.product import parse_size
+
+    try:
+        limit = parse_size(text)
+    except ValueError:
+        limit = None
+    if not isinstance(limit, int) or limit <= 0:  # a number without a unit stays a text
+        raise ConfigError(f"SQUALL_CACHE_LIMIT is {text!r}; expected a size such as 5GB or 500MB")
+    return limit
 
 
 def _home(variable: str, default: str) -> Path:

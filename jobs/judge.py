@@ -14,8 +14,9 @@ import numpy as np
 
 from engines.base import Engine
 from engines.cases import Tensor
+from engines.comparison import Infer, Rules
 from engines.cores import usable_cores
-from engines.gate import Infer, Rules, Verdict, read_fields, run_gate
+from engines.gate import Verdict, read_fields, run_gate
 from engines.gate_page import write_report
 from engines.ort import OnnxRuntime, OrtEngine
 from engines.runtime import Runtime

@@ -12,10 +12,10 @@ import numpy as np
 
 from engines.model import ModelPackage, load_package
 from engines.precision import Precision
-from engines.registry import Registry, open_registry
+from engines.registry import Registry
 from engines.zoo import KINDS, AdvectionSpec, PersistenceSpec, Spec, UnetSpec, write_package
 from jobs.contract import chain_text, model_needs
-from jobs.folders import cache_folder, registry_place, releases_folder
+from jobs.folders import cache_folder, open_registry
 from pipelines.errors import ConfigError
 from pipelines.frames import frame_offsets
 from pipelines.product import ModelRef, Product, load_product
@@ -34,7 +34,7 @@ def find_package(product: Product, source: Source) -> ModelPackage:
     """
     name, version, alias = product.model.package, product.model.version, product.model.alias
     if name.startswith(REGISTRY):
-        registry, model = _registry(), name.removeprefix(REGISTRY)
+        registry, model = open_registry(), name.removeprefix(REGISTRY)
         package = registry.resolve(model, version or alias or "production")
         _check_gate(registry, model, package.contract.version, product.model.precision)
         return package
@@ -57,7 +57,7 @@ def open_package(text: str, product: Path | None = None) -> ModelPackage:
     """
     if text.startswith(REGISTRY):
         name, _, reference = text.removeprefix(REGISTRY).partition("@")
-        return _registry().resolve(name, reference or "production")
+        return open_registry().resolve(name, reference or "production")
     if not text.startswith(BUILTIN):
         return load_package(Path(text))
     if product is None:
@@ -66,10 +66,6 @@ def open_package(text: str, product: Path | None = None) -> ModelPackage:
     return find_package(
         made.model_copy(update={"model": ModelRef(package=text)}), open_source(made.input, all_times=False)
     )
-
-
-def _registry() -> Registry:
-    return open_registry(registry_place(), releases_folder())
 
 
 def _check_gate(registry: Registry, name: str, version: str, precision: str) -> None:

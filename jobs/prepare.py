@@ -13,6 +13,7 @@ from engines.base import EngineError
 from engines.cores import usable_cores
 from engines.model import ModelPackage
 from engines.precision import Precision
+from engines.supply import Name
 from engines.typed import TypedModel
 from jobs import __version__, clock
 from jobs.contract import model_needs
@@ -129,23 +130,34 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
     Raises:
         ConfigError: the product does not fit its store or its model.
     """
-    product, source, model = loaded.product, loaded.source, loaded.model
+    product = loaded.product
     resources = _for_engine(resources, product)
     pace = known_pace(loaded.package) or Pace()
-    layout, crew, plan = choose_plan(product, source, loaded.tiles, resources, pace, whole_cycles)
+    layout, crew, plan = choose_plan(product, loaded.source, loaded.tiles, resources, pace, whole_cycles)
     pieces = sys.maxsize if whole_cycles else len(plan.tiling.blocks())
-    workers, flight = min(crew.workers, pieces), crew.flight(pieces)
+    flight = crew.flight(pieces)
+    return Prepared(
+        product=product,
+        source=loaded.source,
+        package=loaded.package,
+        layout=layout,
+        plan=plan,
+        setup=_setup(loaded, plan, crew, flight, whole_cycles),
+        workers=min(crew.workers, pieces),
+        gpu=not crew.shared,
+        attributes=attributes_of(product, loaded.model),
+        cycles_in_flight=flight.blocks if whole_cycles else 1,
+    )
+
+
+def _setup(loaded: Loaded, plan: Plan, crew: Crew, flight: Flight, whole_cycles: bool) -> Setup:
+    """What each worker needs to know, by how many blocks and threads it has in flight."""
+    product, model = loaded.product, loaded.model
     cells = SHARED_CELLS if flight.threads > 1 else BLOCK_CELLS
-    setup = Setup(
-        order=EngineOrder(
-            loaded.graph,
-            batch_spec((plan.batch, model.frames, *plan.tiling.tile), loaded.graph.precision),
-            "tensorrt" if resources.gpus else "onnxruntime",
-            threads=flight.threads,
-            lanes=min(flight.blocks, flight.threads + 1, MOST_LANES),
-        ),
+    return Setup(
+        order=_order(loaded, plan, crew, flight),
         tiling=plan.tiling,
-        decoder=replace(make_decoder(source.encoding, product.input, model), block_cells=cells),
+        decoder=replace(make_decoder(loaded.source.encoding, product.input, model), block_cells=cells),
         encoder=replace(make_encoder(product.output, model), block_cells=cells),
         leads=tuple(model.leads.index(lead) for lead in product.leads),
         batch=plan.batch,
@@ -154,18 +166,14 @@ def prepare(loaded: Loaded, resources: Resources, whole_cycles: bool = False) ->
         workers_per_gpu=crew.per_gpu,
         team=max(1, flight.threads // flight.blocks) if whole_cycles else flight.threads,
     )
-    return Prepared(
-        product,
-        source,
-        loaded.package,
-        layout,
-        plan,
-        setup,
-        workers,
-        not crew.shared,
-        attributes_of(product, model),
-        flight.blocks if whole_cycles else 1,
-    )
+
+
+def _order(loaded: Loaded, plan: Plan, crew: Crew, flight: Flight) -> EngineOrder:
+    """The engine that each worker opens."""
+    spec = batch_spec((plan.batch, loaded.model.frames, *plan.tiling.tile), loaded.graph.precision)
+    runtime: Name = "onnxruntime" if crew.shared else "tensorrt"
+    lanes = min(flight.blocks, flight.threads + 1, MOST_LANES)
+    return EngineOrder(loaded.graph, spec, runtime, threads=flight.threads, lanes=lanes)
 
 
 def choose_plan(

@@ -19,7 +19,7 @@ from engines.cases import load_cases, save_cases
 from engines.cores import usable_cores
 from engines.model import ModelPackage
 from engines.precision import CONVERTER_VERSION, Precision
-from engines.registry import Move, Registry, RegistryError, Release, open_registry
+from engines.registry import Move, Registry, RegistryError, Release
 from engines.runtime import Runtime
 from engines.supply import Supplied, Tell, find_runtime, supply
 from engines.typed import PrecisionError, TypedModel, open_typed, type_model
@@ -28,7 +28,7 @@ from jobs.bench import QUICK, measure
 from jobs.bring import bring, digest_of, find_files
 from jobs.cases import CaseSet, calibrating_on
 from jobs.engine import batch_spec, describe_engine, open_cache
-from jobs.folders import cache_folder, releases_folder
+from jobs.folders import cache_folder, open_registry
 from jobs.judge import Remembered, judge, open_candidate, reference_of, takes_one_size, units_of
 from jobs.models import gate_report
 from jobs.published import (
@@ -148,7 +148,7 @@ def publish(request: Request, watcher: Watcher = SILENT) -> PublishReport:
         desk = clock.time("check", lambda: _check(request, files, work, runtime, watcher.says))
         for step in steps_of(request.precisions):
             clock.keep(desk, step)
-        change = describe_change(_registry(request), request.name, desk.package)
+        change = describe_change(open_registry(request.registry), request.name, desk.package)
         release = clock.time("add", lambda: _add(desk))
         reports = tuple(_report(work, precision) for precision in request.precisions)
         move = None
@@ -189,10 +189,6 @@ class _Clock:
         self.watcher.ended(report)
 
 
-def _registry(request: Request) -> Registry:
-    return open_registry(request.registry, releases_folder())
-
-
 def _digest(request: Request, files: Mapping[str, Path], runtime: Runtime) -> str:
     """A name for all that the kept results depend on."""
     given = {"product": request.purpose.product, "cases": request.purpose.cases}
@@ -205,7 +201,7 @@ def _digest(request: Request, files: Mapping[str, Path], runtime: Runtime) -> st
 def _check(request: Request, files: Mapping[str, Path], work: Work, runtime: Runtime, tell: Tell) -> Desk:
     """Everything that can be refused before anything takes long."""
     package = bring(files, work.folder / "package")
-    _check_version(_registry(request), request.name, package)
+    _check_version(open_registry(request.registry), request.name, package)
     setting = find_setting(package, request.purpose)
     return Desk(request, work, package, setting, runtime, tell, reference_of(setting))
 
@@ -297,13 +293,15 @@ def _add(desk: Desk) -> Release:
     request, folder = desk.request, desk.work.folder
     graphs = [desk.graph(p) for p in request.precisions if p != Precision() and not _typed(desk.work, p).fault]
     reports = sorted((folder / "reports").glob("[!.]*"))  # a killed run may have left a draft of one
-    return _registry(request).add(desk.package.folder, request.name, reports, (), request.who, request.why, graphs)
+    registry = open_registry(request.registry)
+    return registry.add(desk.package.folder, request.name, reports, (), request.who, request.why, graphs)
 
 
 def _promote(desk: Desk, release: Release) -> Move:
     request = desk.request
     assert request.alias is not None
-    return _registry(request).promote(release.name, release.version, request.alias, request.who, request.why)
+    registry = open_registry(request.registry)
+    return registry.promote(release.name, release.version, request.alias, request.who, request.why)
 
 
 def describe_change(registry: Registry, name: str, package: ModelPackage) -> str:

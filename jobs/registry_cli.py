@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.alias import ALIASES
-from jobs import folders, show
+from jobs import show
 from jobs.command import as_json, ends_clearly
+from jobs.folders import open_registry
 from jobs.options import file
 
 if TYPE_CHECKING:  # help must not wait for ONNX
@@ -24,13 +25,6 @@ registry_option = click.option(
     show_default="SQUALL_REGISTRY, or squall/registry in the user's data folder",
 )  # fmt: skip
 alias_option = click.option("--alias", type=click.Choice(ALIASES), default="production", show_default=True)
-
-
-def open_registry(root: str | None) -> "Registry":
-    """The registry in a folder or at a URL, or the one that the environment names."""
-    from engines import registry
-
-    return registry.open_registry(root or folders.registry_place(), folders.releases_folder())
 
 
 def user_and_host() -> str:

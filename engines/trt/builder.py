@@ -10,6 +10,7 @@ from engines import cuda
 from engines.base import EngineError, ModelError
 from engines.spec import BuildSpec, Profile
 from engines.trt.network import (
+    Types,
     check_flags,
     count_types,
     explain,
@@ -75,23 +76,15 @@ def build_here(
     logger = surface.new_logger(journal)
     builder = surface.module.Builder(logger)
     network = surface.new_network(builder, flags)
-    parse(surface, network, model, logger)
-    if "STRONGLY_TYPED" not in flags:
-        type_ports(surface, network, model)
-    if "OBEY_PRECISION_CONSTRAINTS" in flags:
-        hold_to_float32(surface, network, types)
-    config = _configure(surface, builder, network, spec, flags)
+    _fill(surface, network, model, types, flags, logger)
+    config = _configure(surface, builder, network, spec, flags, monitor)
     cache = _attach(config, timing_cache, journal)
-    if monitor is not None:
-        config.progress_monitor = monitor
     started = time.monotonic()
     engine = builder.build_serialized_network(network, config)
+    seconds = time.monotonic() - started
     if engine is None:
-        raise EngineError(
-            f"{surface.flavour} {surface.version} cannot build {model.name}: "
-            + explain(journal.reason(), model, spec.workspace_bytes)
-        )
-    seconds, engine = time.monotonic() - started, bytes(engine)
+        raise _refusal(surface, model, spec, journal)
+    engine = bytes(engine)
     inspection = _inspect(surface, engine, logger)
     report = BuildReport(
         tensorrt=f"{surface.flavour} {surface.version}",
@@ -108,7 +101,23 @@ def build_here(
     return Built(engine, timings, report, inspection)
 
 
-def _configure(surface: Surface, builder: Any, network: Any, spec: BuildSpec, flags: frozenset[str]) -> Any:
+def _fill(surface: Surface, network: Any, model: Path, types: Types, flags: frozenset[str], logger: Any) -> None:
+    """Fills an empty network from an ONNX file, and holds to its types where the flags do not."""
+    parse(surface, network, model, logger)
+    if "STRONGLY_TYPED" not in flags:
+        type_ports(surface, network, model)
+    if "OBEY_PRECISION_CONSTRAINTS" in flags:
+        hold_to_float32(surface, network, types)
+
+
+def _refusal(surface: Surface, model: Path, spec: BuildSpec, journal: Journal) -> EngineError:
+    reason = explain(journal.reason(), model, spec.workspace_bytes)
+    return EngineError(f"{surface.flavour} {surface.version} cannot build {model.name}: {reason}")
+
+
+def _configure(
+    surface: Surface, builder: Any, network: Any, spec: BuildSpec, flags: frozenset[str], monitor: Any
+) -> Any:
     config, known = builder.create_builder_config(), surface.members("BuilderFlag")
     config.clear_flag(known["TF32"])
     for name in sorted(flags & known.keys()):
@@ -120,6 +129,8 @@ def _configure(surface: Surface, builder: Any, network: Any, spec: BuildSpec, fl
     config.profiling_verbosity = surface.members("ProfilingVerbosity")["DETAILED"]
     for profile in spec.profiles:
         _add_profile(builder, config, network.get_input(0), profile)
+    if monitor is not None:
+        config.progress_monitor = monitor
     return config
 
 

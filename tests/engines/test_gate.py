@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.base import InferenceError
 from engines.cases import Case, CaseError, cases_from_arrays, digest, intensity, load_cases, save_cases, widen
-from engines.gate import Reading, Rules, Verdict, _cut, measure, read_fields, run_gate
+from engines.comparison import Rules
+from engines.gate import Reading, Verdict, measure, read_fields, run_gate
 from engines.gate_page import to_json
 from engines.model import Contract, GateLimits
 from engines.precision import emulate_half, to_half, to_int8
@@ -347,21 +348,6 @@ def test_no_csi_against_observations_changes_by_more_than_the_csi_loss(reference
     assert abs(csi(candidate, observed) - csi(reference, observed)) <= loss + 1e-12
 
 
-@settings(max_examples=80, deadline=None)
-@given(count=st.integers(1, 60), stride=st.integers(1, 16), radius=st.integers(0, 200))
-def test_tiles_lie_on_the_lattice_see_their_radius_and_decide_every_cell_once(count, stride, radius):
-    length = count * stride
-    cut = _cut(length, radius, stride)
-    decided = [cell for _, span, _ in cut.spans for cell in range(length)[span]]
-    assert decided == list(range(length))
-    for seen, span, inside in cut.spans:
-        assert seen.start % stride == 0
-        assert (seen.stop - seen.start) == cut.size
-        assert range(length)[seen][inside] == range(length)[span]
-        assert seen.start == 0 or span.start >= span.stop or seen.start + radius <= span.start
-        assert seen.stop == length or seen.stop >= span.stop + radius
-
-
 def test_the_same_engines_and_cases_give_the_same_bytes(log_unet):
     half = to_half(log_unet.graph)
     assert to_json(log_unet.verdict(half)) == to_json(log_unet.verdict(half))
@@ -393,17 +379,6 @@ def test_a_gate_without_extremes_is_refused(still):
 def test_two_cases_of_one_name_are_refused(still):
     with pytest.raises(CaseError, match="each name once"):
         run_gate(still.reference, still.reference, [*still.cases, still.cases[0]], LEADS, still.rules)
-
-
-@pytest.mark.parametrize("wrong", [{"scale": 0}, {"window": 0}, {"stride": 0}, {"radius": -1}, {"scale": float("nan")}])
-def test_rules_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(CaseError, match="expected a scale above 0"):
-        Rules(**({"to_physical": as_is, "scale": 0.1} | wrong))
-
-
-def test_thresholds_must_rise():
-    with pytest.raises(CaseError, match="rising values are expected"):
-        Rules(as_is, 0.1, thresholds=(1.0, 0.5))
 
 
 # limits of the contract

@@ -88,7 +88,6 @@ def test_a_straggler_is_copied_to_an_idle_worker_once_and_the_first_result_count
     assert d.tick(60) == []
     d.finished("a", 1, 61)
     assert d.is_settled
-    assert not d.is_idle
     assert d.finished("b", 1, 70) == []
     assert len(d.settled) == 2
 
