@@ -8,6 +8,7 @@ were not there before take a second or more to start.
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -55,8 +56,8 @@ def share_frames(
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
     if at_once:
         asked = {strip: _read.remote(source, cycle, strip) for strip in source.parts(AT_ONCE)}
-        rest = (source, cycle, watch)
-        return SharedFrames({strip: side.submit(_take, part, strip, *rest) for strip, part in asked.items()})
+        take = partial(_take, source=source, cycle=cycle, watch=watch)
+        return SharedFrames({strip: side.submit(take, part, strip) for strip, part in asked.items()})
     return SharedFrames({strip: side.submit(_put, strip, source, cycle, watch) for strip in source.strips})
 
 

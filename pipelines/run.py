@@ -125,8 +125,8 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
         with watch("write"):
             if forecaster.mask_from_input:
                 missing_now = forecaster.decoder.is_missing(here[-1])
-                parts = -(-len(missing_now) // _ROWS)
-                turn.map(forecaster.encoder.mask, np.array_split(codes, parts, 1), np.array_split(missing_now, parts))
+                strips = -(-len(missing_now) // _ROWS)
+                turn.map(forecaster.encoder.mask, np.array_split(codes, strips, 1), np.array_split(missing_now, strips))
             has_values = forecaster.encoder.has_values(codes)
             counts = turn.map(partial(count_missing, encoding=forecaster.decoder.encoding), here[:, None])
             written = write_block(draft, block.window, codes, turn)
