@@ -1,11 +1,10 @@
 """How fast engines are, what memory they take and how far apart their outputs are, measured side by side.
 
-Knows nothing of grids, Ray or the command line. The clock and the memory are read through a `Meter`.
+Knows nothing of grids, Ray or the command line. The clock and the memory are read through a `Meter` (engines/meter.py).
 """
 
 import gc
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
-import psutil
 
-from engines import cuda
 from engines.base import Accounted, Engine, Overlapping, Split, Timed, as_given
 from engines.bench_report import (
     Batch,
@@ -33,9 +30,10 @@ from engines.bench_report import (
 )
 from engines.environment import Environment, describe_environment
 from engines.graph import first_line
+from engines.meter import Growth, Mark, Meter
 from engines.spec import Shape, to_shape
 
-__all__ = ["Effort", "Meter", "Progress", "Report", "Subject", "bench", "noise"]
+__all__ = ["Effort", "Progress", "Report", "Subject", "bench", "noise"]
 
 RUN_UP = 0.2  # of a turn: laps that are not measured, for caches and clocks that idled or were another engine's
 LEAST_IN_A_ROW, MOST_SPLITS = 8, 20  # batches of a row; laps of a turn that are split into their parts
@@ -76,29 +74,6 @@ class Progress:
     done: int
     steps: int
     doing: str
-
-
-class Meter:
-    """Reads the clock, and the memory of this process and of a GPU."""
-
-    def __init__(self, device: int = 0) -> None:
-        self.device = device
-        self._process = psutil.Process()
-
-    def now(self) -> float:
-        """Seconds since some moment."""
-        return time.perf_counter()
-
-    def host_bytes(self) -> int:
-        """Memory of this process that is resident."""
-        return int(self._process.memory_info().rss)
-
-    def free_device_bytes(self) -> int | None:
-        """Memory that is free on the GPU; None without one."""
-        if not cuda.device_count():
-            return None
-        cuda.select(self.device)
-        return cuda.free_bytes()
 
 
 def noise(shape: Shape, dtype: str) -> Batch:
@@ -198,7 +173,7 @@ def _load(subject: Subject, shape: Shape, inputs: Inputs, meter: Meter, tell: _T
     tell(f"loading {subject.name}")
     known = Result(subject.name, dict(subject.notes), memory=Memory(subject.engine_bytes, subject.weights_bytes))
     gc.collect()
-    before = _Mark(meter)
+    before = Mark(meter)
     try:
         engine = subject.load()
         owned.callback(engine.close)
@@ -215,32 +190,9 @@ def _load(subject: Subject, shape: Shape, inputs: Inputs, meter: Meter, tell: _T
     return _Loaded(engine, replace(known, first_seconds=_seconds(first.seconds) if first else None))
 
 
-@dataclass(frozen=True)
-class _Growth:
-    """Over a step: seconds, memory of the process, and memory taken on the GPU, None without one."""
-
-    seconds: float
-    host: int
-    device: int | None
-
-
-class _Mark:
-    """The moment before a step; reading the clock is the last thing here and the first in `passed`."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter, self._free, self._host = meter, meter.free_device_bytes(), meter.host_bytes()
-        self._now = meter.now()
-
-    def passed(self) -> _Growth:
-        """What has grown since."""
-        seconds, host, free = self._meter.now() - self._now, self._meter.host_bytes(), self._meter.free_device_bytes()
-        device = None if self._free is None or free is None else self._free - free
-        return _Growth(seconds, host - self._host, device)
-
-
-def _run_first(engine: Engine, batch: Batch, meter: Meter) -> _Growth | None:
+def _run_first(engine: Engine, batch: Batch, meter: Meter) -> Growth | None:
     """Over the first inference; None if it fails, which is reported where the shape is measured."""
-    before = _Mark(meter)
+    before = Mark(meter)
     try:
         engine(batch)
     except Exception:
@@ -248,7 +200,7 @@ def _run_first(engine: Engine, batch: Batch, meter: Meter) -> _Growth | None:
     return before.passed()
 
 
-def _memory(subject: Subject, engine: Engine, load: _Growth, first: _Growth | None) -> Memory:
+def _memory(subject: Subject, engine: Engine, load: Growth, first: Growth | None) -> Memory:
     """The growth over loading and the first inference, without that of the batch between them."""
     host, device = load.host, load.device
     if first:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engines import zoo
 from engines.base import Accounted, EngineError, InferenceError, OutOfMemoryError, Overlapping, Split, Timed
-from engines.bench import Effort, Meter, Subject, bench, noise
+from engines.bench import Effort, Subject, bench, noise
 from engines.bench_report import (
     Difference,
     Laps,
@@ -27,6 +27,7 @@ from engines.bench_report import (
     warnings,
 )
 from engines.environment import Environment, describe_environment
+from engines.meter import Meter
 from engines.ort import OrtEngine
 from engines.spec import TensorSpec
 
@@ -461,12 +462,6 @@ def machine_without_tables(monkeypatch):
     monkeypatch.setattr("engines.environment.Path.read_text", nothing)
     monkeypatch.setattr("platform.freedesktop_os_release", nothing)
     monkeypatch.setattr("platform.release", lambda: "6.1.0-builder@home")
-
-
-def test_the_meter_reads_this_process():
-    meter = Meter()
-    assert meter.now() <= meter.now()
-    assert meter.host_bytes() > 1 << 20
 
 
 def test_two_engines_of_onnx_runtime_are_measured_from_end_to_end(tmp_path):
