@@ -4,34 +4,26 @@ Zarr v2 and v3 through zarr-python, never through a decoder of values: codes sta
 A reader of an append-only store sees what its consolidated metadata shows, where there is such metadata.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product as pairs
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from zarr.buffer.cpu import NDBuffer
-from zarr.core.sync import sync
-from zarr.errors import ContainsArrayError
-from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
 
 from pipelines.axes import find_dims, read_grid
 from pipelines.encoding import Encoding, check_sense, count_missing, is_missing, read_encoding
-from pipelines.errors import CorruptInputError, InputError, NotYetError, PipelineError
+from pipelines.errors import CorruptInputError, InputError, NotYetError
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, suffice, text_of
 from pipelines.grid import Grid, Window
-from pipelines.objects import OBJECT_STORES
 from pipelines.product import InputSpec, Product
 from pipelines.threads import map_on
 from pipelines.time_axis import read_earlier, read_later, read_times
 from pipelines.units import Quantity, least_value
+from pipelines.zarr_store import find_array, have_objects, open_array, open_group, reading, stored_array
 
 __all__ = [
     "Cycle",
@@ -130,8 +122,8 @@ class Source:
         """
         source = self
         while source.first and not is_enough(source.times):
-            with _reading(f"the coordinates of {self.where}"):
-                axis = _stored_array(self.store, self.time_name, self.time_metadata)
+            with reading(f"the coordinates of {self.where}"):
+                axis = stored_array(self.store, self.time_name, self.time_metadata)
                 times, first = read_earlier(axis, self.where, source.times, source.first)
             source = replace(source, times=times, first=first)
         return source
@@ -172,15 +164,13 @@ class Source:
 
     def check_still_there(self) -> None:
         """Raises CorruptInputError if the store has vanished: its chunks would then read as missing cells."""
-        with _reading(f"{self.where}, which was there a moment ago,", CorruptInputError):
-            zarr.open_array(_connect(self.store), path=self.variable, mode="r", zarr_format=self.metadata.zarr_format)
+        with reading(f"{self.where}, which was there a moment ago,", CorruptInputError):
+            self._reopened()
 
     def count_unseen(self) -> int:
         """Frames of which the array knows, but consolidated metadata that was not renewed after an append does not."""
-        with _reading(self.where):
-            array = zarr.open_array(
-                _connect(self.store), path=self.variable, mode="r", zarr_format=self.metadata.zarr_format
-            )
+        with reading(self.where):
+            array = self._reopened()
         return max(0, int(array.shape[self.axes[0]]) - int(self.metadata.shape[self.axes[0]]))
 
     def is_stored(self, index: int) -> bool:
@@ -191,13 +181,13 @@ class Source:
         """Of each frame, whether anything of it is stored; not of those that are not on the time axis (None)."""
         keys = [[] if index is None else list(self._chunk_keys(index)) for index in indices]
         frames = ", ".join(self._frame(index) for index in indices if index is not None)
-        with _reading(frames or self.where):
-            return list(sync(_each_exists(StorePath(_connect(self.store), self.variable), keys)))
+        with reading(frames or self.where):
+            return have_objects(self.store, self.variable, keys)
 
     def is_blank(self, index: int) -> bool:
         """True if every cell of a frame holds the fill value of the array, as where nobody has written it."""
         fill = self.metadata.fill_value
-        with _reading(self._frame(index), CorruptInputError):
+        with reading(self._frame(index), CorruptInputError):
             raw = self._array().get_basic_selection(self._selection(index, self.grid.window))
         return bool((np.isnan(raw) if fill != fill else raw == (fill or 0)).all())
 
@@ -213,7 +203,7 @@ class Source:
         frame = f"frame {text_of(cycle.frame_times[position])} of {self.where}, window {window},"
         selection = self._selection(cycle.frame_indices[position], window)
         stored = target if self.axes[1] < self.axes[2] else np.empty(target.T.shape, target.dtype)
-        with _reading(frame, CorruptInputError):
+        with reading(frame, CorruptInputError):
             self._array().get_basic_selection(selection, out=NDBuffer.from_numpy_array(stored))
         if stored is not target:
             target[...] = stored.T
@@ -238,7 +228,11 @@ class Source:
         return map(self.metadata.encode_chunk_key, pairs(*along))
 
     def _array(self) -> Any:
-        return _stored_array(self.store, self.variable, self.metadata)
+        return stored_array(self.store, self.variable, self.metadata)
+
+    def _reopened(self) -> Any:
+        """The array as it stands now; consolidated metadata is not asked."""
+        return open_array(self.store, self.variable, self.metadata.zarr_format)
 
 
 def open_source(spec: InputSpec, all_times: bool = True) -> Source:
@@ -357,65 +351,18 @@ def cut(parts: Sequence[Part], window: Window, fill: float) -> Raw:
     return raw
 
 
-@lru_cache(maxsize=16)
-def _connect(url: str) -> Any:
-    """The Zarr store at a path or URL; nothing is read. Connections are kept for the life of the process."""
-    scheme, _, path = url.rpartition("://")
-    if not scheme or scheme == "file":
-        return LocalStore(path, read_only=True)
-    if scheme in ("http", "https"):
-        from obstore.store import HTTPStore
-
-        return ObjectStore(HTTPStore.from_url(url, client_options={"allow_http": scheme == "http"}), read_only=True)
-    if scheme in OBJECT_STORES:
-        from obstore.store import from_url
-
-        return ObjectStore(from_url(url), read_only=True)
-    return FsspecStore.from_url(url, read_only=True)
-
-
-def _stored_array(store: str, name: str, metadata: Any) -> Any:
-    """An array of a store by what is known of it; nothing is read."""
-    return zarr.Array(zarr.AsyncArray(metadata, StorePath(_connect(store), name)))
-
-
-@contextmanager
-def _reading(what: str, absent: type[InputError] = InputError) -> Iterator[None]:
-    """Turns whatever store and codecs raise inside into an InputError that names what was being read."""
-    try:
-        yield
-    except (PipelineError, MemoryError):
-        raise
-    except FileNotFoundError as error:
-        raise absent(f"{what} is not there") from error
-    except Exception as error:  # every codec and every store has its own errors
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise CorruptInputError(f"{what} cannot be read: {type(error).__name__}: {reason[0]}") from error
-
-
-async def _each_exists(at: StorePath, keys: Sequence[Sequence[str]]) -> list[bool]:
-    return await asyncio.gather(*(_any_exists(at, some) for some in keys))
-
-
-async def _any_exists(at: StorePath, keys: Sequence[str]) -> bool:
-    for start in range(0, len(keys), 16):
-        if any(await asyncio.gather(*((at / key).exists() for key in keys[start : start + 16]))):
-            return True
-    return False
-
-
 def _load(
     store: str, variable: str, given: Mapping[str, Any], known: Source | None = None, all_times: bool = True
 ) -> Source:
     """The source; grid and times are taken from what is known where the store still has them."""
-    with _reading(f"Zarr store {store}"):
-        group = _open_group(store)
-        array = _find(group, variable, store)
+    with reading(f"Zarr store {store}"):
+        group = open_group(store)
+        array = find_array(group, variable, store)
         attributes = dict(array.attrs) | dict(given)
     where = f"{variable!r} in {store}"
     dims = find_dims(array, group, where)
     names, axes = tuple(dims), _three(dims.values())
-    with _reading(f"the coordinates of {where}"):
+    with reading(f"the coordinates of {where}"):
         if known is not None and tuple(array.shape[axis] for axis in axes[1:]) == known.grid.shape:
             grid = known.grid
         else:
@@ -436,38 +383,6 @@ def _read_axis(axis: Any, frames: int, where: str, known: Source | None, all_tim
         return read_times(axis, frames, where, all_times)
     later = read_later(axis, frames, where, known.times, known.first)
     return read_times(axis, frames, where, known.first == 0) if later is None else (later, known.first)
-
-
-def _open_group(store: str) -> Any:
-    try:
-        return zarr.open_group(_connect(store), mode="r")
-    except (FileNotFoundError, ContainsArrayError) as error:
-        raise InputError(f"Zarr store {store} is not there{_instead(store)}") from error
-
-
-def _instead(store: str) -> str:
-    """What is at a local path instead of a Zarr store, as the end of a sentence."""
-    path = Path(store.removeprefix("file://"))
-    if "://" in str(path) or not path.exists():
-        return ""
-    if path.is_file():
-        return "; it is a file, expected the folder of a Zarr store"
-    if (path / ".zarray").exists() or (path / "zarr.json").exists():
-        return "; it is an array, expected the group that holds it and its coordinates"
-    return "; the folder holds no Zarr group (zarr.json or .zgroup)"
-
-
-def _find(group: Any, variable: str, store: str) -> Any:
-    found = group.get(variable)
-    if isinstance(found, zarr.Array) and "/" not in variable:
-        return found
-    try:
-        there = ", ".join(sorted(group.array_keys())) or "no array"
-        groups = ", ".join(sorted(group.group_keys()))
-    except Exception:  # a plain web server cannot list
-        there, groups = "arrays that this store cannot list", ""
-    below = f", and the groups {groups}; a group is part of input.store, such as {store}/GROUP" if groups else ""
-    raise InputError(f"Zarr store {store} has no variable {variable!r}; it has {there}{below}")
 
 
 def _three(numbers: Iterable[int]) -> Axes:

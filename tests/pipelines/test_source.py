@@ -431,13 +431,6 @@ def test_a_store_that_fsspec_knows_reads_the_same(frames):
     np.testing.assert_array_equal(raw, wanted(frames.codes(), (3, 4, 5), HALO))
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/radar.zarr", "gs://bucket/radar.zarr"])
-def test_object_stores_are_reached_without_a_request(url):
-    from pipelines.source import _connect
-
-    assert type(_connect(url)).__name__ == "ObjectStore"
-
-
 ENCODINGS = {
     "int16": (np.dtype("i2"), {"_FillValue": -32768}, None, "int16", -32768),
     "v2 fill only in the array": (np.dtype("u1"), {}, 255, "uint8", 255),

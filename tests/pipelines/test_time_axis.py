@@ -15,7 +15,7 @@ from zarr.storage import WrapperStore
 
 from pipelines import frames as frames_module
 from pipelines import source as source_module
-from pipelines import time_axis
+from pipelines import time_axis, zarr_store
 from pipelines.errors import InputError, PipelineError
 from pipelines.frames import check_times, choose_frames, suffice
 from pipelines.product import InputSpec
@@ -63,9 +63,9 @@ def reads(counted: list[str]):
             counted.append(key)
             return await super().get(key, *args, **kwargs)
 
-    connect = source_module._connect
+    connect = zarr_store.connect
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_module, "_connect", lambda url: Counting(connect(url)))
+        patch.setattr(zarr_store, "connect", lambda url: Counting(connect(url)))
         yield counted
 
 
