@@ -91,9 +91,9 @@ def _releases(has_gpu: bool) -> dict[str, str]:
     return found
 
 
-def _cpu(table: Path = Path("/proc/cpuinfo")) -> str:
+def _cpu() -> str:
     try:
-        named = re.search(r"^model name\s*:\s*(.+)$", table.read_text(), re.MULTILINE)
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         named = None
     return named.group(1).strip() if named else platform.processor() or platform.machine()

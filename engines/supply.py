@@ -45,19 +45,18 @@ class Supplied:
     manifest: Manifest
 
 
-def find_runtime(name: Name = "auto", threads: int = 1, device: int = 0, lanes: int = LANES) -> Runtime:
+def find_runtime(name: Name = "auto", threads: int = 1, lanes: int = LANES) -> Runtime:
     """The runtime of that name; `auto` is TensorRT where there is a GPU and ONNX Runtime elsewhere.
 
     Args:
         threads: of one inference of ONNX Runtime.
-        device: number of TensorRT's GPU.
         lanes: batches that are on their way at once in an engine of TensorRT.
 
     Raises:
         EngineError: TensorRT is not installed, or there is no GPU.
     """
     if name == "tensorrt" or (name == "auto" and cuda.device_count()):
-        return TensorRTRuntime(device, lanes=lanes)
+        return TensorRTRuntime(lanes=lanes)
     return OnnxRuntime(threads)
 
 

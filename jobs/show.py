@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # help and errors must not wait for Ray
 _PIPED = None if os.isatty(1) else 10_000  # columns; where nobody looks, no path is folded
 out = Console(highlight=False, soft_wrap=True, markup=False, width=_PIPED)  # a path may hold [red], or [/]
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+_LEADS_SHOWN = 6  # of scores
 _UNITS = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9))
 
 
@@ -209,12 +210,12 @@ def backfill_table(report: "BackfillReport") -> None:
         out.print(coloured("note", "yellow", f" {report.note}"))
 
 
-def verification_table(verification: "Verification", most: int = 6) -> None:
+def verification_table(verification: "Verification") -> None:
     """Scores of a few lead times up to the last, and persistence beside them."""
     from pipelines.panels import choose_leads
 
     leads = sorted({score.lead_time for score in verification.forecast})
-    shown = {leads[index] for index in choose_leads(len(leads), most)}
+    shown = {leads[index] for index in choose_leads(len(leads), _LEADS_SHOWN)}
     rows = [
         (f"{ours.lead_time / timedelta(minutes=1):g} min", f"{ours.threshold:g}",
          *(f"{value:.3f}" for value in (ours.csi, theirs.csi, ours.pod, ours.far, ours.frequency_bias)))

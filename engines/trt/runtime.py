@@ -11,7 +11,7 @@ from engines.spec import BuildSpec, EngineKey
 from engines.trt.build import build
 from engines.trt.engine import TensorRTEngine
 from engines.trt.header import refuse_header
-from engines.trt.memory import LANES, Memory
+from engines.trt.memory import LANES
 from engines.trt.progress import Progress
 from engines.trt.refit import digest_weights
 from engines.trt.report import BuildReport, obtained
@@ -30,19 +30,17 @@ class TensorRTRuntime:
     Args:
         device: number of the GPU.
         allow: keep an engine that came out in another precision than its graph.
-        memory: of that GPU, which all engines that are loaded share and which stays the caller's; None = each takes its
-            own.
-        lanes: batches on their way at once in an engine with memory of its own.
+        lanes: batches on their way at once in an engine.
 
     Raises:
         EngineError: TensorRT is not installed, or there is no such GPU.
     """
 
-    def __init__(self, device: int = 0, allow: bool = False, memory: Memory | None = None, lanes: int = LANES) -> None:
+    def __init__(self, device: int = 0, allow: bool = False, lanes: int = LANES) -> None:
         self._surface = load_surface()
         cuda.require_device(f"running engines with {self._surface.flavour} {self._surface.version}")
         self._device, self._gpu, self._allow = device, cuda.describe_device(device), allow
-        self._memory, self._lanes = memory, lanes
+        self._lanes = lanes
 
     @property
     def label(self) -> str:
@@ -84,7 +82,7 @@ class TensorRTRuntime:
         return refuse_header(self._surface, data)
 
     def load(self, data: bytes) -> Engine:
-        return TensorRTEngine(data, device=self._device, memory=self._memory, lanes=self._lanes)
+        return TensorRTEngine(data, device=self._device, lanes=self._lanes)
 
     def refit(self, engine: Engine, model: TypedModel, notes: Mapping[str, str]) -> tuple[str, ...]:
         if not isinstance(engine, TensorRTEngine):
