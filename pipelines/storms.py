@@ -308,11 +308,20 @@ def _skeleton(storms: Storms, times: NDArray[np.datetime64], seed: int) -> xr.Da
 def _write_store(path: Path, skeleton: xr.Dataset, frames: Iterator[Field]) -> None:
     """Writes coordinates, then one chunk a frame, then the consolidated metadata."""
     skeleton.to_zarr(path, mode="w", zarr_format=3, consolidated=False)
-    group = zarr.open_group(path, mode="r+")
-    array = group.create_array(
+    array = _create_rain(zarr.open_group(path, mode="r+"), tuple(skeleton.sizes[d] for d in ("time", "y", "x")))
+    for index, rain in enumerate(frames):
+        array[index] = _packed(rain)
+    with warnings.catch_warnings():  # zarr warns that consolidation is not yet in the v3 specification
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(path)
+
+
+def _create_rain(group: zarr.Group, shape: tuple[int, ...]) -> zarr.Array:
+    """The empty array of the rain rate (time, y, x), one chunk a frame."""
+    return group.create_array(
         "precip_rate",
-        shape=tuple(skeleton.sizes[d] for d in ("time", "y", "x")),
-        chunks=(1, skeleton.sizes["y"], skeleton.sizes["x"]),
+        shape=shape,
+        chunks=(1, *shape[1:]),
         dtype="int16",
         fill_value=FILL_VALUE,
         dimension_names=("time", "y", "x"),
@@ -330,11 +339,6 @@ def _write_store(path: Path, skeleton: xr.Dataset, frames: Iterator[Field]) -> N
             "grid_mapping": "crs",
         },
     )
-    for index, rain in enumerate(frames):
-        array[index] = _packed(rain)
-    with warnings.catch_warnings():  # zarr warns that consolidation is not yet in the v3 specification
-        warnings.simplefilter("ignore")
-        zarr.consolidate_metadata(path)
 
 
 def _packed(rain: Field) -> NDArray[np.int16]:
