@@ -188,15 +188,15 @@ def run_backfill(
     finally:
         work.ledger.flush()
     return BackfillReport(
-        product.name,
-        product.output.store,
-        times[0],
-        times[-1],
-        prepared.workers,
-        work.tally,
-        monotonic() - start,
-        str(work.ledger.folder),
-        _note(prepared, times[0]),
+        product=product.name,
+        store=product.output.store,
+        start=times[0],
+        stop=times[-1],
+        workers=prepared.workers,
+        tally=work.tally,
+        seconds=monotonic() - start,
+        ledger=str(work.ledger.folder),
+        note=_note(prepared, times[0]),
     )
 
 
