@@ -17,7 +17,7 @@ from engines.cores import usable_cores
 from engines.supply import Supplied
 from engines.zoo import UnetSpec
 from jobs.engine import open_engine
-from jobs.outfit import code_table
+from jobs.outfit import code_table, value_table
 from jobs.pool import Resources
 from jobs.prepare import load, prepare
 from pipelines.source import find_inputs
@@ -105,11 +105,15 @@ class Bench:
         """Pinned memory of so many workers, as their engines say."""
         return workers * getattr(self.engine(case).engine, "pinned_bytes", 0)
 
-    def packs_on_gpu(self, case: Case) -> bool:
-        """True if codes come back from the GPU, so that the host packs nothing and fewer bytes go over the link."""
-        setup = case.prepared.setup
-        is_able = isinstance(self.engine(case).engine, Packs) and setup.tiling.mode == "crop"
-        return is_able and code_table(setup.encoder) is not None
+    def crossing(self, case: Case) -> tuple[str, str]:
+        """Types that go over the host link, in and out: codes where the GPU decodes and packs and the host does not."""
+        setup, engine = case.prepared.setup, self.engine(case).engine
+        given, returned = (spec.dtype for spec in engine.specs)
+        is_able = isinstance(engine, Packs) and setup.tiling.mode == "crop" and code_table(setup.encoder) is not None
+        if not is_able:
+            return given, returned
+        values = value_table(setup, given)
+        return given if values is None else values.dtype, setup.encoder.dtype.name
 
     def bare(self, case: Case) -> Bare:
         """The engine of a case alone, on tiles of a cycle that must be run."""

@@ -58,14 +58,20 @@ def measure_floor(bench: Bench, case: Case, facts: Mapping[str, Any]) -> Floor:
     published = _newest(case)
     cycle = find_inputs(prepared.source, prepared.product, published.reference_time)
     share = facts["run"] / max(1, facts["run"] + facts["reused"])
-    dtype = bench.engine(case).engine.specs[1].dtype
-    coding = measure_coding(prepared, cycle, Path(published.path), case.folder / "scratch", share, dtype)
+    given, returned = (spec.dtype for spec in bench.engine(case).engine.specs)
+    coding = measure_coding(prepared, cycle, Path(published.path), case.folder / "scratch", share, returned)
     batches, blocks = facts["run"] / cycles / case.batch, len(prepared.plan.tiling.blocks())
-    bare = bench.bare(case)
-    if bench.packs_on_gpu(case):
-        coding, fewer = replace(coding, pack=0.0), prepared.setup.encoder.dtype.itemsize / np.dtype(dtype).itemsize
-        bare = replace(bare, bytes_out=round(bare.bytes_out * fewer))
+    bare, (into, out) = bench.bare(case), bench.crossing(case)
+    if into != given:
+        coding, bare = replace(coding, decode=0.0), replace(bare, bytes_in=_as(into, given, bare.bytes_in))
+    if out != returned:
+        coding, bare = replace(coding, pack=0.0), replace(bare, bytes_out=_as(out, returned, bare.bytes_out))
     return floor_of(bare, coding, batches, bench.link, bench.cores, blocks)
+
+
+def _as(codes: str, numbers: str, nbytes: int) -> int:
+    """Bytes of as many codes as there are numbers in so many bytes."""
+    return nbytes // np.dtype(numbers).itemsize * np.dtype(codes).itemsize
 
 
 def _newest(case: Case) -> PublishedCycle:

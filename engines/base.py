@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.codes import CodeTable
+from engines.codes import CodeTable, ValueTable
 from engines.spec import Shape, TensorSpec
 
 
@@ -189,12 +189,16 @@ OpenLane = Callable[[Shape], AbstractContextManager[Lane]]
 
 @runtime_checkable
 class Packs(Protocol):
-    """An engine that can return the codes of a store instead of numbers."""
+    """An engine that can return, and take, the codes of a store instead of numbers."""
 
-    def packing(self, codes: CodeTable) -> OpenLane:
+    def packing(self, codes: CodeTable, values: ValueTable | None = None) -> OpenLane:
         """Lanes like those of `lane`, whose results are codes (n, lead, h, w). What they need is made ready now.
 
+        Args:
+            values: of the codes that a lane is given instead of numbers (n, channel, h, w), oldest frame first; None =
+                it is given numbers.
+
         Raises:
-            EngineError: results of this engine cannot be packed here; it goes on without.
+            EngineError: this engine cannot do so here; it goes on without.
         """
         ...

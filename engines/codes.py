@@ -1,4 +1,4 @@
-"""The codes of a store as an engine may return them instead of numbers: a table, and how it is searched."""
+"""The codes of a store as an engine may take and return them instead of numbers: tables, and how one is searched."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +72,36 @@ class CodeTable:
         if self.missing_below is not None:
             missing |= values < np.float32(self.missing_below)
         return np.where(missing, self.fill, self.lowest + low).astype(self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class ValueTable:
+    """Which value a model is given for each code of a store.
+
+    Attributes:
+        values: (code,) float32 or float16, by the bits of the code: negative ones at the end.
+        dtype: of the codes, of 8 or 16 bits.
+        missing: (code,) bool, the codes that make a cell missing at every lead time if they stand in the newest frame;
+            None = results are as the model gives them.
+
+    Raises:
+        ValueError: another type, or another number of values.
+    """
+
+    values: NDArray[np.float32] | NDArray[np.float16]
+    dtype: str
+    missing: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        dtype = np.dtype(self.dtype)
+        if dtype.kind not in "iu" or dtype.itemsize > 2:
+            raise ValueError(f"codes are {self.dtype}; expected integers of 8 or 16 bits")
+        if self.values.dtype not in (np.float32, np.float16):
+            raise ValueError(f"values are {self.values.dtype}; expected float32 or float16")
+        expected = (2 ** (8 * dtype.itemsize),)
+        for name, table in (("values", self.values), ("missing", self.missing)):
+            if table is not None and table.shape != expected:
+                raise ValueError(f"{name} of {self.dtype} are {table.shape}; expected {expected}, one of each code")
 
 
 def to_keys(values: NDArray[np.float32]) -> NDArray[np.int64]:

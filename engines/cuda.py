@@ -324,6 +324,20 @@ def copy(target: DeviceBuffer | PinnedBuffer, source: DeviceBuffer | PinnedBuffe
     call("cudaMemcpyAsync", target.handle, source.handle, nbytes, kind, stream.handle)
 
 
+def upload(array: NDArray[Any], stream: Stream) -> DeviceBuffer:
+    """A copy of an array on the GPU; the stream is empty afterwards.
+
+    Raises:
+        OutOfMemoryError: it does not fit.
+    """
+    there = DeviceBuffer(array.nbytes)
+    with PinnedBuffer(array.nbytes) as staged:
+        staged.array(array.shape, array.dtype)[...] = array
+        copy(there, staged, array.nbytes, stream)
+        stream.synchronize()
+    return there
+
+
 def fill(target: DeviceBuffer, nbytes: int, stream: Stream) -> None:
     """Queue that the first bytes are all ones, which is NaN in floats."""
     if nbytes > target.nbytes:

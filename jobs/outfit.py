@@ -9,7 +9,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from engines.base import Accounted, DeviceLostError, Engine, EngineError, OutOfMemoryError, Packs
-from engines.codes import CodeTable
+from engines.codes import CodeTable, ValueTable
 from engines.spec import Shape
 from engines.supply import Tell
 from jobs.engine import EngineOrder, describe_engine, open_engine
@@ -17,7 +17,7 @@ from pipelines.memory import Memory, peak_resident
 from pipelines.run import Forecaster, Lane, OpenLane
 from pipelines.team import Team
 from pipelines.tiling import Tiling
-from pipelines.transform import Decoder, Encoder
+from pipelines.transform import Decoder, Encoder, every_code
 
 log = logging.getLogger(__name__)
 
@@ -118,34 +118,39 @@ def change_outfit(worn: Outfit, setup: Setup, tell: Tell = log.info) -> Outfit:
 
 
 def _forecaster(setup: Setup, engine: Engine) -> Forecaster:
+    lane, takes_codes = _lanes(setup, engine)
     return Forecaster(
         tiling=setup.tiling,
         decoder=setup.decoder,
         encoder=setup.encoder,
-        lane=_of_leads(engine, _open_lane(setup, engine), setup.leads),
+        lane=_of_leads(engine, lane, setup.leads),
         leads=len(setup.leads),
         batch=setup.batch,
         mask_from_input=setup.mask_from_input,
         team=Team(setup.team),
         dtype=engine.specs[0].dtype,
+        takes_codes=takes_codes,
     )
 
 
-def _open_lane(setup: Setup, engine: Engine) -> OpenLane:
-    """The lanes of an engine; they pack where it can and where no tiles are blended, which takes numbers."""
+def _lanes(setup: Setup, engine: Engine) -> tuple[OpenLane, bool]:
+    """The lanes of an engine, and whether they take codes.
+
+    They unpack and pack where the engine can and where no tiles are blended, which takes numbers.
+    """
     if setup.tiling.mode == "feather" or not isinstance(engine, Packs):
-        return engine.lane
-    codes = code_table(setup.encoder)
+        return engine.lane, False
+    codes, values = code_table(setup.encoder), value_table(setup, engine.specs[0].dtype)
     if codes is None:
         log.info("results are packed on the host: larger ones have lesser codes somewhere, so no table tells them")
-        return engine.lane
+        return engine.lane, False
     try:
-        return engine.packing(codes)
+        return engine.packing(codes, values), values is not None
     except DeviceLostError:
         raise
     except EngineError as error:
-        log.warning("results are packed on the host: %s", error)
-        return engine.lane
+        log.warning("frames are decoded and results are packed on the host: %s", error)
+        return engine.lane, False
 
 
 def code_table(encoder: Encoder) -> CodeTable | None:
@@ -155,6 +160,17 @@ def code_table(encoder: Encoder) -> CodeTable | None:
     return CodeTable(
         encoder.thresholds, encoder.dtype.name, encoder.limits[0], encoder.fill, encoder.space.missing_below
     )
+
+
+def value_table(setup: Setup, dtype: str) -> ValueTable | None:
+    """A decoder as a table for an engine that unpacks, with what masks its results; None if codes are too many."""
+    decoder = setup.decoder
+    values = decoder.half_table if dtype == "float16" else decoder.table
+    if values is None:
+        return None
+    stored = decoder.encoding.dtype
+    missing = decoder.is_missing(every_code(stored)) if setup.mask_from_input else None
+    return ValueTable(values, stored, missing)
 
 
 def _warm(engine: Engine, setup: Setup) -> None:

@@ -7,6 +7,8 @@ overlap; an engine has a few lanes, each with room for one batch, in which the w
     block 1          read ─ decode ─▶ lane 1: H2D ═ compute ═ D2H ═▶ pack ─ compress ─ write
     block 2                 read ─ decode ─▶ (no lane is free) lane 0: H2D ═ compute ═ D2H ═▶ pack ─ ...
 
+An engine on a GPU may take and return codes: then decoding, masking and packing are done there, beside inference.
+
 What is in memory is bounded: frames and codes of the blocks in flight, the batches of the lanes, reused tiles.
 """
 
@@ -45,11 +47,11 @@ class Lane(Protocol):
 
     @property
     def given(self) -> NDArray[Any]:
-        """(n, channel, h, w), model space, to be filled."""
+        """(n, channel, h, w), model space or codes as stored, to be filled."""
         ...
 
     def run(self) -> NDArray[Any]:
-        """The forecast (n, lead, h, w), model space; good until the lane is given back."""
+        """The forecast (n, lead, h, w), model space or packed; good until the lane is given back."""
         ...
 
 
@@ -90,6 +92,7 @@ class Forecaster:
     Attributes:
         lane: of the engine.
         dtype: that the engine takes.
+        takes_codes: lanes are given codes as stored, and their results are masked.
         team: that decodes, packs and compresses for all blocks; the forecast does not depend on it.
     """
 
@@ -102,6 +105,7 @@ class Forecaster:
     mask_from_input: bool = True
     team: Team = field(default_factory=Team)
     dtype: str = "float32"
+    takes_codes: bool = False
     reuse: Reuse = field(default_factory=Reuse)
     buffers: Buffers = field(default_factory=Buffers)
 
@@ -123,7 +127,7 @@ def run_block(block: Block, read: Read, forecaster: Forecaster, draft: Draft) ->
     with forecaster.buffers.borrow((forecaster.leads, *block.window.shape), forecaster.encoder.dtype) as codes:
         run, reused = infer_block(raw, seen, block, forecaster, codes, watch, turn)
         with watch("write"):
-            if forecaster.mask_from_input:
+            if forecaster.mask_from_input and not forecaster.takes_codes:
                 missing_now = forecaster.decoder.is_missing(here[-1])
                 strips = -(-len(missing_now) // _ROWS)
                 turn.map(forecaster.encoder.mask, np.array_split(codes, strips, 1), np.array_split(missing_now, strips))
@@ -151,8 +155,8 @@ def infer_block(
     """
     tiles, step = forecaster.tiling.tiles(block), forecaster.batch
     canvas = _canvas(block, forecaster, codes, turn)
-    with forecaster.buffers.borrow(raw.shape, forecaster.dtype) as space:
-        work = _Inference(raw, seen, forecaster, space, watch, turn)
+    with ExitStack() as held:
+        work = _Inference(raw, seen, forecaster, partial(_given, raw, forecaster, held, turn), watch)
         run = sum(work.add(tiles[at : at + step], canvas) for at in range(0, len(tiles), step))
     with watch("pack"):
         canvas.finish()
@@ -165,9 +169,12 @@ def _canvas(block: Block, forecaster: Forecaster, codes: NDArray[Any], turn: Tur
     return CropCanvas(block, forecaster.encoder, codes, turn)
 
 
-def _decode(raw: Raw, decoder: Decoder, space: NDArray[Any], turn: Turn) -> NDArray[Any]:
-    """The frames in model space, in `space`."""
-    turn.map(decoder.decode, raw, space)
+def _given(raw: Raw, forecaster: Forecaster, held: ExitStack, turn: Turn) -> NDArray[Any]:
+    """The frames (frame, y, x) as lanes take them, good while `held` is."""
+    if forecaster.takes_codes:
+        return raw
+    space = held.enter_context(forecaster.buffers.borrow(raw.shape, forecaster.dtype))
+    turn.map(forecaster.decoder.decode, raw, space)
     return space
 
 
@@ -189,15 +196,15 @@ class _Inference:
     """The inference of one block: every tile is run, or reused where its input is one value.
 
     Args:
-        space: (frame, y, x), room for the block's frames in model space; they are decoded once for all tiles, and only
-            if one must be run.
+        given: gives the block's frames (frame, y, x) as lanes take them; called once for all tiles, and only if one
+            must be run.
     """
 
     def __init__(
-        self, raw: Raw, seen: Window, forecaster: Forecaster, space: NDArray[Any], watch: Stopwatch, turn: Turn
+        self, raw: Raw, seen: Window, forecaster: Forecaster, given: Callable[[], NDArray[Any]], watch: Stopwatch
     ) -> None:
         self._raw, self._seen, self._forecaster, self._watch = raw, seen, forecaster, watch
-        self._decoded = cache(lambda: _decode(raw, forecaster.decoder, space, turn))
+        self._given = cache(given)
 
     def add(self, tiles: Sequence[Tile], canvas: Canvas) -> int:
         """Adds tiles to the canvas, in their order, fewer at once if memory is short; how many had to be run."""
@@ -243,7 +250,7 @@ class _Inference:
         with ExitStack() as held:
             with self._watch("infer"), _judge_memory(len(windows)):
                 with self._watch("decode"):
-                    frames = self._decoded()
+                    frames = self._given()
                 with self._watch("lane"):
                     lane = held.enter_context(self._forecaster.lane((len(windows), len(frames), *windows[0].shape)))
                 for target, window in zip(lane.given, windows, strict=True):

@@ -8,7 +8,7 @@ from math import log, prod
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from pipelines.encoding import Encoding, is_missing, unpack
 from pipelines.errors import ConfigError
@@ -45,6 +45,12 @@ class ModelNeeds:
     output_quantity: Quantity
     output_space: ModelSpace
     coverage: Literal["model", "input"] = "input"
+
+
+def every_code(dtype: DTypeLike) -> NDArray[np.integer[Any]]:
+    """All numbers of an integer type, by their bits: negative ones at the end."""
+    dtype = np.dtype(dtype)
+    return np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,7 @@ class Decoder:
         dtype = np.dtype(self.encoding.dtype)
         if self.encoding.is_float or dtype.itemsize > 2:
             return None
-        codes = np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
-        return self.compute(codes)
+        return self.compute(every_code(dtype))
 
     @cached_property
     def half_table(self) -> NDArray[np.float16] | None:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from engines import cuda
 from engines.base import DeviceLostError, EngineError, InferenceError, OpenLane, Split, as_given
-from engines.codes import CodeTable
+from engines.codes import CodeTable, ValueTable
 from engines.cuda import Stream
 from engines.spec import Profile, Shape, TensorSpec, to_shape
+from engines.trt.border import Border, Codes, Numbers
 from engines.trt.builder import Journal
 from engines.trt.lane import Buffers, LaneSize, Output, Streams
 from engines.trt.memory import LANES, Memory
-from engines.trt.packer import Packer
 from engines.trt.refit import refit
 from engines.trt.replay import Replay, is_wanted
 from engines.trt.report import inspect_engine
@@ -63,7 +63,7 @@ class TensorRTEngine:
         cuda.require_device(f"running an engine with {self._surface.flavour} {self._surface.version}")
         cuda.select(device if memory is None else memory.device)
         self._is_closed = False
-        self._packers: WeakSet[Packer] = WeakSet()  # each belongs to who packs with it
+        self._codes: WeakSet[Codes] = WeakSet()  # each belongs to whose batches cross by it
         with ExitStack() as owned:  # gives everything back if loading fails half way
             self._memory = owned.enter_context(closing(Memory(lanes, device))) if memory is None else memory
             self._journal = Journal(log_to(log))
@@ -104,46 +104,45 @@ class TensorRTEngine:
             np.copyto(lane.given, as_given(batch, self.specs[0]))
             return lane.run().astype(self.specs[1].call_dtype)  # a copy
 
-    @contextmanager
-    def lane(self, shape: tuple[int, ...]) -> Iterator["TensorRTLane"]:
+    def lane(self, shape: tuple[int, ...]) -> AbstractContextManager["TensorRTLane"]:
         """A lane for batches (n, channel, h, w) of this shape; `given` is pinned memory. Waits while all are taken.
 
         Raises:
             InferenceError: no optimization profile holds the shape, or the engine is closed.
         """
-        self._refuse_misfit(shape)
-        with self._memory.take(self._size) as buffers:
-            yield TensorRTLane(self, buffers, buffers.staged_in.array(shape, self.specs[0].dtype))
+        return self._lane(Numbers(*(np.dtype(spec.dtype) for spec in self.specs)), self._size, shape)
 
-    def packing(self, codes: CodeTable) -> OpenLane:
+    def packing(self, codes: CodeTable, values: ValueTable | None = None) -> OpenLane:
         """Lanes whose results are codes, made on the GPU: fewer bytes to fetch, and nothing left to pack on the host.
 
-        The kernel and its tables are loaded and tried now, and lanes get room for codes; the tables last as long as
-        the function that is returned, or as the engine.
+        With `values` they take codes, too. Kernels and their tables are loaded and tried now, and lanes get room for
+        codes; the tables last as long as the function that is returned, or as the engine.
 
         Raises:
-            EngineError: results are no floats, the driver cannot load the kernel, or it packs into other codes.
+            EngineError: results are no floats, values are not what the engine takes, the driver cannot load a kernel,
+                or one gives other numbers than its table says.
             OutOfMemoryError: there is no room for codes.
         """
-        with ExitStack() as owned:  # gives everything back if there is no room, or the codes are not right
+        if values is not None and values.values.dtype != self.specs[0].dtype:
+            raise EngineError(f"codes stand for {values.values.dtype}, and the engine takes {self.specs[0]}")
+        with ExitStack() as owned:  # gives everything back if there is no room, or the numbers are not right
             with self._queue() as streams:
-                packer = owned.enter_context(closing(Packer(codes, self.specs[1].dtype, streams.compute)))
-            values = self._size.returned // np.dtype(self.specs[1].dtype).itemsize
-            size = self._size._replace(codes=values * packer.dtype.itemsize)
+                border = owned.enter_context(closing(Codes(self.specs, codes, values, streams.compute)))
+            size = border.size(self._size)
             self._memory.reserve_lanes(size)
             with self._memory.take(size) as buffers, self._queue() as streams:
-                packer.prove(buffers.returned, buffers.codes, buffers.staged_out, streams.compute)
+                border.prove(buffers, streams.compute)
             owned.pop_all()
-        self._packers.add(packer)
-        return partial(self._packed_lane, packer, size)
+        self._codes.add(border)
+        return partial(self._lane, border, size)
 
     @contextmanager
-    def _packed_lane(self, packer: Packer, size: LaneSize, shape: Shape) -> Iterator["TensorRTLane"]:
+    def _lane(self, border: Border, size: LaneSize, shape: tuple[int, ...]) -> Iterator["TensorRTLane"]:
         self._refuse_misfit(shape)
         with self._memory.take(size) as buffers:
-            yield TensorRTLane(self, buffers, buffers.staged_in.array(shape, self.specs[0].dtype), packer)
+            yield TensorRTLane(self, buffers, buffers.staged_in.array(shape, border.given), border)
 
-    def run(self, buffers: Buffers, shape: tuple[int, ...], packer: Packer | None = None) -> NDArray[Any]:
+    def run(self, buffers: Buffers, shape: tuple[int, ...], border: Border) -> NDArray[Any]:
         """The forecast of what is staged in these buffers, or its codes, a view of them; what a lane calls.
 
         Queueing is one thread's at a time, waiting for the result is not: so the batches of several lanes overlap.
@@ -151,17 +150,12 @@ class TensorRTEngine:
         Raises:
             InferenceError: TensorRT refuses, or the GPU failed; names its reason.
         """
-        given, returned = (np.dtype(spec.dtype).itemsize for spec in self.specs)
         with self._queue() as streams:
-            buffers.send(math.prod(shape) * given, streams)
+            border.enter(buffers, shape, streams)
             made = self._infer(shape, buffers, streams.compute)
-            if packer is None:
-                buffers.fetch(buffers.returned, math.prod(made) * returned, streams)
-            else:
-                packer.pack(buffers.returned, buffers.codes, math.prod(made), streams.compute)
-                buffers.fetch(buffers.codes, math.prod(made) * packer.dtype.itemsize, streams)
+            border.leave(buffers, shape, made, streams)
         buffers.done.synchronize()
-        return buffers.staged_out.array(made, self.specs[1].dtype if packer is None else packer.dtype)
+        return buffers.staged_out.array(made, border.returned)
 
     def timed(self, batch: NDArray[Any]) -> Split:
         """Run a batch once, alone, and say how long each part of its way took on the GPU.
@@ -216,8 +210,8 @@ class TensorRTEngine:
             self._is_closed = True
         with suppress(InferenceError):  # of earlier work, reported there
             self._finish()
-        for packer in list(self._packers):
-            packer.close()
+        for codes in list(self._codes):
+            codes.close()
         self._owned.close()
 
     @property
@@ -228,7 +222,7 @@ class TensorRTEngine:
     @property
     def buffer_bytes(self) -> int:
         """Memory of the GPU for inputs, outputs and their codes, of all lanes, and for the tables of codes."""
-        return self._memory.lane_bytes + sum(packer.nbytes for packer in self._packers)
+        return self._memory.lane_bytes + sum(codes.nbytes for codes in self._codes)
 
     @property
     def pinned_bytes(self) -> int:
@@ -361,16 +355,16 @@ class TensorRTEngine:
 
 @dataclass(frozen=True)
 class TensorRTLane:
-    """One batch's way through an engine; `given` is pinned memory that the GPU copies from, `packer` makes codes."""
+    """One batch's way through an engine; `given` is pinned memory that the GPU copies from."""
 
     engine: TensorRTEngine
     buffers: Buffers
     given: NDArray[Any]
-    packer: Packer | None = None
+    border: Border
 
     def run(self) -> NDArray[Any]:
         """The forecast of what was given, a view of pinned memory: good until the next `run` or the end of the lane."""
-        return self.engine.run(self.buffers, self.given.shape, self.packer)
+        return self.engine.run(self.buffers, self.given.shape, self.border)
 
 
 @dataclass

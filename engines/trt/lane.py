@@ -15,10 +15,11 @@ from engines.cuda import DeviceBuffer, Event, Mark, PinnedBuffer, Stream, copy, 
 
 
 class LaneSize(NamedTuple):
-    """Bytes of the largest input, of the largest output, and of its codes where it is packed on the GPU."""
+    """Bytes of the largest input and output, and of the codes that they are unpacked from and packed to."""
 
     given: int
     returned: int
+    stored: int = 0
     codes: int = 0
 
     def holds(self, other: "LaneSize") -> bool:
@@ -31,7 +32,7 @@ class LaneSize(NamedTuple):
 
     @property
     def pinned(self) -> int:
-        """Bytes on the host: codes have the place of the output."""
+        """Bytes on the host: codes have the place of what they stand for."""
         return self.given + self.returned
 
 
@@ -85,6 +86,7 @@ class Buffers:
     given: DeviceBuffer
     returned: DeviceBuffer
     staged_out: PinnedBuffer
+    stored: DeviceBuffer
     codes: DeviceBuffer
     arrived: Mark
     computed: Mark
@@ -102,8 +104,8 @@ class Buffers:
             take = owned.enter_context
             given = take(PinnedBuffer(size.given)), take(DeviceBuffer(size.given))
             returned = take(DeviceBuffer(size.returned)), take(PinnedBuffer(size.returned))
-            codes = take(DeviceBuffer(size.codes))
-            return cls(size, *given, *returned, codes, take(Mark()), take(Mark()), take(Mark()), owned.pop_all())
+            codes = take(DeviceBuffer(size.stored)), take(DeviceBuffer(size.codes))
+            return cls(size, *given, *returned, *codes, take(Mark()), take(Mark()), take(Mark()), owned.pop_all())
 
     def close(self) -> None:
         """Give everything back; arrays over the pinned memory must not be used afterwards."""
@@ -114,9 +116,9 @@ class Buffers:
         """Memory that the lane takes on the GPU."""
         return sum(self.size)
 
-    def send(self, nbytes: int, streams: Streams) -> None:
-        """Queue the way in; the compute stream will wait for it."""
-        copy(self.given, self.staged_in, nbytes, streams.copy_in)
+    def send(self, target: DeviceBuffer, nbytes: int, streams: Streams) -> None:
+        """Queue the way in, to the input or its codes; the compute stream will wait for it."""
+        copy(target, self.staged_in, nbytes, streams.copy_in)
         self.arrived.record(streams.copy_in)
         streams.compute.wait(self.arrived)
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from engines.base import EngineError
 from engines.codes import CodeTable
-from engines.cuda import DeviceBuffer, PinnedBuffer, Stream, copy
+from engines.cuda import DeviceBuffer, PinnedBuffer, Stream, copy, upload
 from engines.kernel import Argument, Kernel
-from engines.trt.kernels import PACK, read_ptx
+from engines.trt.kernels import LOOK_UP, PACK, read_ptx
 
-RESULTS = {"float32": "float", "float16": "half"}
+RESULTS = ("float32", "float16")
 AT_ONCE = 4  # values of a thread
 TRIALS = 20_003  # no multiple of 4
 
@@ -35,9 +35,8 @@ class Packer:
             raise EngineError(f"results are {results}; expected {' or '.join(RESULTS)} to be packed on the GPU")
         self.codes, self.dtype, self._results = codes, np.dtype(codes.dtype), np.dtype(results)
         with ExitStack() as owned:
-            self._tables = [owned.enter_context(_bring(table, stream)) for table in self._host_tables()]
-            name = f"pack_{RESULTS[results]}_{8 * self.dtype.itemsize}"
-            self._kernel = owned.enter_context(Kernel(read_ptx(PACK), name))
+            self._tables = [owned.enter_context(upload(table, stream)) for table in self._host_tables()]
+            self._kernel = owned.enter_context(Kernel(*self._program()))
             self._owned = owned.pop_all()
 
     @property
@@ -77,6 +76,13 @@ class Packer:
         """Give everything back; not while it packs."""
         self._owned.close()
 
+    def _program(self) -> tuple[bytes, str]:
+        """The PTX, and the name of the kernel in it."""
+        bits = 8 * self.dtype.itemsize
+        if self._results == np.float16:
+            return read_ptx(LOOK_UP), f"look_up_16_{bits}"
+        return read_ptx(PACK), f"pack_float_{bits}"
+
     def _host_tables(self) -> list[NDArray[Any]]:
         """What the kernel looks up, in the order of its arguments."""
         if self._results == np.float16:
@@ -98,13 +104,3 @@ class Packer:
         with np.errstate(all="ignore"):
             trials = np.concatenate([some, np.nextafter(some, -np.inf), np.nextafter(some, np.inf), bits])
             return random.permutation(trials).astype(self._results)
-
-
-def _bring(table: NDArray[Any], stream: Stream) -> DeviceBuffer:
-    """A copy on the GPU."""
-    there = DeviceBuffer(table.nbytes)
-    with PinnedBuffer(table.nbytes) as staged:
-        staged.array(table.shape, table.dtype)[...] = table
-        copy(there, staged, table.nbytes, stream)
-        stream.synchronize()
-    return there

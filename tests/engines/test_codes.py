@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from engines.codes import CodeTable, to_keys
+from engines.codes import CodeTable, ValueTable, to_keys
 
 SPECIAL = np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-39, 3.4e38, -3.4e38, 0.5, -0.5])
 
@@ -80,3 +80,24 @@ def test_a_table_that_cannot_be_is_refused(changed, message):
     CodeTable(**fine)
     with pytest.raises(ValueError, match=message):
         CodeTable(**fine | changed)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "missing", "message"),
+    [
+        (np.zeros(256, np.float32), "int32", None, "codes are int32; expected integers of 8 or 16 bits"),
+        (np.zeros(65536, np.float32), "float16", None, "codes are float16; expected integers of 8 or 16 bits"),
+        (np.zeros(256, np.float64), "uint8", None, "values are float64; expected float32 or float16"),
+        (
+            np.zeros(255, np.float32),
+            "uint8",
+            None,
+            r"values of uint8 are \(255,\); expected \(256,\), one of each",
+        ),
+        (np.zeros(256, np.float32), "int16", None, r"values of int16 are \(256,\); expected \(65536,\)"),
+        (np.zeros(256, np.float16), "int8", np.zeros(9, bool), r"missing of int8 are \(9,\); expected \(256,\)"),
+    ],
+)
+def test_a_table_of_values_that_does_not_fit_its_codes_is_refused(values, dtype, missing, message):
+    with pytest.raises(ValueError, match=message):
+        ValueTable(values, dtype, missing)

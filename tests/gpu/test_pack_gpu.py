@@ -1,4 +1,4 @@
-"""Packing on a real GPU: the kernel gives the codes of the encoder, and lanes that pack those of lanes that do not.
+"""Codes on a real GPU: kernels do what their tables say, and lanes of codes give what lanes of numbers do.
 
     python -m pytest tests/gpu/test_pack_gpu.py -m gpu -s
 
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from engines import cuda, zoo
-from engines.codes import to_keys
+from engines.codes import ValueTable, to_keys
 from engines.spec import BuildSpec, Profile
 from engines.trt import TensorRTEngine, build
+from engines.trt.mask import Mask
 from engines.trt.packer import Packer
+from engines.trt.unpacker import Unpacker
 from jobs.outfit import code_table
 from pipelines.model_space import make_space
 from pipelines.product import Packing
@@ -220,3 +222,63 @@ def test_the_compute_stream_packs_before_the_next_batch_overwrites_the_results(e
             got = lane.run().copy()
             assert_near(encoder, run(engine.lane, lane.given.copy()).ravel(), got.ravel())
     print()
+
+
+def value_table(dtype, values="float32"):
+    """Any values of moderate size; a third of the codes mean missing."""
+    size, random = 2 ** (8 * np.dtype(dtype).itemsize), np.random.default_rng(1)
+    return ValueTable(random.normal(size=size).astype(values), dtype, random.random(size) < 1 / 3)
+
+
+def frames_of(table, *shape, seed=0):
+    bits = np.random.default_rng(seed).integers(0, len(table.values), shape)
+    return bits.astype(f"u{np.dtype(table.dtype).itemsize}").view(table.dtype)
+
+
+@encoders
+@pytest.mark.parametrize("dtype", ["int16", "uint8"])
+def test_a_lane_that_takes_codes_gives_those_of_one_that_takes_numbers_masked(engine, encoder, dtype):
+    """Bitwise: the values are the same, so are the results."""
+    codes, table = code_table(encoder), value_table(dtype)
+    coded, plain = engine.packing(codes, table), engine.packing(codes)
+    for shape in [(4, 4, 256, 256), (1, 4, 64, 64), (3, 4, 128, 200)]:
+        frames = frames_of(table, *shape)
+        bits = frames.view(f"u{frames.itemsize}")
+        expected = run(plain, table.values[bits])
+        np.copyto(expected, codes.fill, where=table.missing[bits[:, -1:]])
+        np.testing.assert_array_equal(run(coded, frames), expected)
+
+
+def test_batches_of_codes_of_six_threads_are_those_of_one_by_one(engine):
+    table = value_table("int16")
+    open_lane = engine.packing(code_table(ENCODERS["rain, int16"]), table)
+    batches = [frames_of(table, 1 + n % 4, 4, 128, 128, seed=n) for n in range(16)]
+    alone = [run(open_lane, batch) for batch in batches]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            for got, expected in zip(pool.map(lambda batch: run(open_lane, batch), batches), alone, strict=True):
+                np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("values", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["int16", "uint8"])
+def test_codes_of_four_large_frames_are_unpacked_and_masked_in_how_long(dtype, values):
+    """A tile of 1088 x 1216 cells after four frames, 18 lead times: printed, there is no limit."""
+    table, shape, made = value_table(dtype, values), (1, 4, 1088, 1216), (1, 18, 1088, 1216)
+    with ExitStack() as owned:
+        take = owned.enter_context
+        stream, frames = take(cuda.Stream()), frames_of(table, *shape)
+        stored, given = take(cuda.upload(frames, stream)), take(cuda.DeviceBuffer(frames.size * table.values.itemsize))
+        codes = take(cuda.upload(np.zeros(made, np.int16), stream))
+        unpacker = take(closing(Unpacker(table, stream)))
+        mask = take(closing(Mask(frames.dtype, table.missing, np.dtype("int16"), -32768, stream)))
+        marks = [take(cuda.Event()) for _ in range(3)]
+        for _ in range(2):
+            marks[0].record(stream)
+            unpacker.unpack(stored, given, frames.size, stream)
+            marks[1].record(stream)
+            mask.apply(stored, codes, shape, made, stream)
+            marks[2].record(stream)
+            stream.synchronize()
+        unpacked, masked = (b.milliseconds_since(a) for a, b in pairwise(marks))
+        print(f"  unpacked in {unpacked:.3f} ms, a third masked in {masked:.3f} ms", end="")

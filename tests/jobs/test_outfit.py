@@ -1,7 +1,8 @@
-"""An outfit whose engine can pack: it is asked to where it may, and the forecast is that of packing on the host."""
+"""An outfit whose engine takes and returns codes: it is asked to where it may, and the forecast is the host's."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.base import DeviceLostError, EngineError
+from engines.codes import CodeTable, ValueTable
 from jobs import outfit
 from jobs.outfit import code_table, open_outfit
 from jobs.pool import Resources
@@ -31,24 +33,35 @@ def prepared(product):
 
 
 @dataclass
-class PackedLane:
-    """A lane of ONNX Runtime, its results packed as a GPU would."""
+class CodeLane:
+    """A lane of ONNX Runtime, its frames unpacked and its results packed and masked as a GPU would."""
 
     whole: Any
-    codes: Any
+    codes: CodeTable
+    values: ValueTable | None
 
-    @property
+    @cached_property
     def given(self) -> NDArray[Any]:
-        return self.whole.given
+        numbers = self.whole.given
+        return numbers if self.values is None else np.empty(numbers.shape, self.values.dtype)
 
     def run(self) -> NDArray[Any]:
-        results = self.whole.run()
+        if self.values is None:
+            return self._packed(self.whole.run())
+        stored = self.given.view(f"u{self.given.itemsize}")
+        self.whole.given[...] = self.values.values[stored]
+        packed = self._packed(self.whole.run())
+        if self.values.missing is not None:
+            np.copyto(packed, self.codes.fill, where=self.values.missing[stored[:, -1:]])
+        return packed
+
+    def _packed(self, results: NDArray[Any]) -> NDArray[Any]:
         return self.codes.search(results.ravel()).reshape(results.shape)
 
 
 @pytest.fixture
 def packing(monkeypatch):
-    """Engines of ONNX Runtime that can pack, or fail to with `packing.error`; the tables that they were asked for."""
+    """Engines of ONNX Runtime that take codes, or fail to with `packing.error`; the tables that they were asked for."""
 
     class Asked(list):
         error = None
@@ -58,15 +71,15 @@ def packing(monkeypatch):
     def opening(order, tell):
         supplied = real(order, tell)
 
-        def packing(codes):
-            asked.append(codes)
+        def packing(codes, values=None):
+            asked.append((codes, values))
             if asked.error is not None:
                 raise asked.error
 
             @contextmanager
             def open_lane(shape):
                 with supplied.engine.lane(shape) as lane:
-                    yield PackedLane(lane, codes)
+                    yield CodeLane(lane, codes, values)
 
             return open_lane
 
@@ -89,19 +102,34 @@ def write_shards(setup, prepared, name):
 
 
 @pytest.mark.parametrize("leads", [(0, 1, 2), (0, 2)])
-def test_a_forecast_of_codes_is_the_forecast_of_numbers(prepared, packing, monkeypatch, leads):
-    setup = replace(prepared.setup, leads=leads)
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_forecast_of_codes_is_the_forecast_of_numbers(prepared, packing, monkeypatch, leads, masked):
+    setup = replace(prepared.setup, leads=leads, mask_from_input=masked)
     packed = write_shards(setup, prepared, "packed")
-    (table,) = packing
+    ((table, values),) = packing
     assert (table.dtype, table.lowest, table.fill, table.missing_below) == ("int16", -32767, -32768, None)
+    assert values.dtype == "int16"
+    assert np.flatnonzero(values.missing).tolist() == [32768] if masked else values.missing is None
     monkeypatch.undo()
     assert packed == write_shards(setup, prepared, "plain")
     assert packed
 
 
-def test_results_of_an_engine_that_packs_are_codes(prepared, packing):
-    opened = open_outfit(prepared.setup)
+def test_frames_that_are_not_of_integer_codes_are_decoded_on_the_host(prepared, packing, monkeypatch):
+    decoder = prepared.setup.decoder
+    floats = replace(decoder, encoding=replace(decoder.encoding, dtype="float32"))
+    opened = open_outfit(replace(prepared.setup, decoder=floats))
+    assert not opened.forecaster.takes_codes
+    assert packing[0][1] is None
     with opened.forecaster.lane((1, 2, 72, 72)) as lane:
+        assert lane.given.dtype == np.float32
+
+
+def test_an_engine_that_takes_codes_returns_codes(prepared, packing):
+    opened = open_outfit(prepared.setup)
+    assert opened.forecaster.takes_codes
+    with opened.forecaster.lane((1, 2, 72, 72)) as lane:
+        assert lane.given.dtype == np.int16
         lane.given[...] = 1
         assert lane.run().dtype == np.int16
 
@@ -128,7 +156,8 @@ def test_where_a_gpu_cannot_pack_the_host_does_and_says_why(prepared, packing, c
     with opened.forecaster.lane((1, 2, 72, 72)) as lane:
         lane.given[...] = 1
         assert lane.run().dtype == np.float32
-    assert "results are packed on the host: no kernel for this GPU" in caplog.text
+    assert not opened.forecaster.takes_codes
+    assert "frames are decoded and results are packed on the host: no kernel for this GPU" in caplog.text
 
 
 def test_a_gpu_that_is_lost_meanwhile_is_no_reason_to_go_on(prepared, packing):

@@ -6,7 +6,7 @@
 // key), so only those from starts[u] to starts[u + 1] are left to be searched: mostly none, one or two.
 // NaN and what is below `missing_below` (NaN: no such bound) becomes `fill`.
 //
-// half: the codes of all 65536 of them, by their bits.
+// half: look_up.cu.
 //
 // Each thread makes 4 codes of 4 values that lie together, then goes on a whole grid further; the last up to 3 values are
 // made one by one. Arrays start at an address that cudaMalloc gave.
@@ -57,23 +57,6 @@ __device__ __forceinline__ void pack_float(const float *values, Code *codes, lon
         codes[at] = static_cast<Code>(code_of(values[at], table));
 }
 
-template <typename Code, typename Code4>
-__device__ __forceinline__ void pack_half(const unsigned short *values, Code *codes, long long count, const Code *table)
-{
-    const long long fours = count / 4, step = threads_of_grid();
-    for (long long at = first_of_thread(); at < fours; at += step) {
-        const ushort4 value = reinterpret_cast<const ushort4 *>(values)[at];
-        Code4 code;
-        code.x = __ldg(table + value.x);
-        code.y = __ldg(table + value.y);
-        code.z = __ldg(table + value.z);
-        code.w = __ldg(table + value.w);
-        reinterpret_cast<Code4 *>(codes)[at] = code;
-    }
-    for (long long at = 4 * fours + first_of_thread(); at < count; at += step)
-        codes[at] = __ldg(table + values[at]);
-}
-
 extern "C" __global__ void pack_float_16(const float *values, unsigned short *codes, long long count,
                                          const int *thresholds, const unsigned short *starts, int lowest, int fill,
                                          float missing_below)
@@ -86,16 +69,4 @@ extern "C" __global__ void pack_float_8(const float *values, unsigned char *code
                                         float missing_below)
 {
     pack_float<unsigned char, uchar4>(values, codes, count, {thresholds, starts, lowest, fill, missing_below});
-}
-
-extern "C" __global__ void pack_half_16(const unsigned short *values, unsigned short *codes, long long count,
-                                        const unsigned short *table)
-{
-    pack_half<unsigned short, ushort4>(values, codes, count, table);
-}
-
-extern "C" __global__ void pack_half_8(const unsigned short *values, unsigned char *codes, long long count,
-                                       const unsigned char *table)
-{
-    pack_half<unsigned char, uchar4>(values, codes, count, table);
 }

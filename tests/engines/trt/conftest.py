@@ -388,10 +388,9 @@ class HostCuda:
         (values, types), extra = given[-2:]
         self.launches.append((self.kernels[kernel], given[:3], given[3:6], given[7], values))
         assert extra == 0
-        kinds = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p]
-        rest = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float] if len(types) > 4 else []
-        assert list(types) == kinds + rest
-        _pack_on_host(self.kernels[kernel], *values)
+        what, *bits = self.kernels[kernel].removeprefix("look_").split("_")
+        assert list(types) == [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_longlong, *_MORE_ARGUMENTS[what]]
+        _ON_HOST[what](*bits, *values)
         return ()
 
     def _cudaDriverGetVersion(self) -> int:
@@ -404,19 +403,41 @@ class HostCuda:
         return SimpleNamespace(name=b"Stand-in", major=9, minor=0, multiProcessorCount=132, totalGlobalMem=2 << 30)
 
 
-def _pack_on_host(kernel: str, values: int, codes: int, count: int, table: int, *rest: Any) -> None:
+def _bits(number: str) -> np.dtype[Any]:
+    return np.dtype(f"u{int(number) // 8}")
+
+
+def _look_up_on_host(from_: str, to: str, given: int, found: int, count: int, table: int) -> None:
     """What our kernels do, by other means."""
-    _, given, bits = kernel.split("_")
-    made = _host_array(codes, (count,), np.dtype(f"u{int(bits) // 8}"))
-    if given == "half":
-        made[...] = _host_array(table, (65536,), made.dtype)[_host_array(values, (count,), np.dtype("u2"))]
-        return
+    values = _host_array(table, (2 ** int(from_),), _bits(to))
+    _host_array(found, (count,), _bits(to))[...] = values[_host_array(given, (count,), _bits(from_))]
+
+
+def _mask_on_host(
+    from_: str, to: str, stored: int, codes: int, cells: int, tiles: int, frames: int, leads: int, table: int, fill: int
+) -> None:
+    newest = _host_array(stored, (tiles, frames, cells), _bits(from_))[:, -1:]
+    missing = _host_array(table, (2 ** int(from_),), np.dtype("u1"))[newest] != 0
+    made = _host_array(codes, (tiles, leads, cells), _bits(to))
+    made[...] = np.where(missing, np.array(fill).astype(made.dtype), made)
+
+
+def _pack_on_host(_: str, bits: str, values: int, codes: int, count: int, table: int, *rest: Any) -> None:
     starts, lowest, fill, below = rest
+    made = _host_array(codes, (count,), _bits(bits))
     number = int(_host_array(starts, (65537,), np.dtype("u2"))[-1])
     keys, floats = _host_array(table, (number,), np.dtype("i4")), _host_array(values, (count,), np.dtype("f4"))
     order = floats.view("i4") ^ (floats.view("i4") >> 31 & 0x7FFFFFFF)
     found = lowest + np.searchsorted(keys, order, side="right")
     made[...] = np.where(np.isnan(floats) | (floats < np.float32(below)), fill, found).astype(made.dtype)
+
+
+_ON_HOST = {"up": _look_up_on_host, "mask": _mask_on_host, "pack": _pack_on_host}
+_MORE_ARGUMENTS = {
+    "up": [ctypes.c_void_p],
+    "mask": [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int],
+    "pack": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float],
+}
 
 
 @pytest.fixture(params=RELEASES)

@@ -26,10 +26,13 @@ HOST = r"""
 struct Place { unsigned x; };
 static Place blockIdx, blockDim, gridDim, threadIdx;
 struct float4 { float x, y, z, w; };
+struct uint4 { unsigned int x, y, z, w; };
 struct ushort4 { unsigned short x, y, z, w; };
 struct uchar4 { unsigned char x, y, z, w; };
 template <typename T> T __ldg(const T *at) { return *at; }
 static int __float_as_int(float value) { int bits; std::memcpy(&bits, &value, 4); return bits; }
+#include "look_up.cu"
+#include "mask.cu"
 #include "pack.cu"
 template <typename Kernel, typename... Given> void run(unsigned blocks, unsigned threads, Kernel kernel, Given... given)
 {
@@ -44,12 +47,15 @@ extern "C" void float_16(unsigned b, unsigned t, const float *v, unsigned short 
 extern "C" void float_8(unsigned b, unsigned t, const float *v, unsigned char *c, long long n, const int *k,
                         const unsigned short *s, int lowest, int fill, float below)
 { run(b, t, pack_float_8, v, c, n, k, s, lowest, fill, below); }
-extern "C" void half_16(unsigned b, unsigned t, const unsigned short *v, unsigned short *c, long long n,
-                        const unsigned short *table)
-{ run(b, t, pack_half_16, v, c, n, table); }
-extern "C" void half_8(unsigned b, unsigned t, const unsigned short *v, unsigned char *c, long long n,
-                       const unsigned char *table)
-{ run(b, t, pack_half_8, v, c, n, table); }
+#define LOOK_UP(from, From, to, To) \
+extern "C" void found_##from##_##to(unsigned b, unsigned t, const From *f, To *v, long long n, const To *table) \
+{ run(b, t, look_up_##from##_##to, f, v, n, table); }
+#define MASK(from, From, to, To) \
+extern "C" void masked_##from##_##to(unsigned b, unsigned t, const From *f, To *c, long long cells, int tiles, \
+                                     int frames, int leads, const u8 *missing, int fill) \
+{ run(b, t, mask_##from##_##to, f, c, cells, tiles, frames, leads, missing, fill); }
+LOOK_UP(8, u8, 16, u16) LOOK_UP(8, u8, 32, u32) LOOK_UP(16, u16, 8, u8) LOOK_UP(16, u16, 16, u16)
+LOOK_UP(16, u16, 32, u32) MASK(8, u8, 8, u8) MASK(8, u8, 16, u16) MASK(16, u16, 8, u8) MASK(16, u16, 16, u16)
 """
 
 TABLES = {
@@ -61,7 +67,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """The kernels of pack.cu as functions of the host."""
+    """The kernels as functions of the host."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler here")
@@ -99,15 +105,32 @@ def test_the_kernel_finds_what_the_table_says(host, table, count):
     assert (codes[count:] == 77).all()
 
 
-@pytest.mark.parametrize("count", [2, 1027])
-@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-def test_the_kernel_of_halves_looks_up(host, table, count):
-    values = np.random.default_rng(count).integers(0, 2**16, count, dtype=np.uint16)
-    codes = np.full(count + 4, 77, table.dtype)
-    kernel = getattr(host, f"half_{8 * codes.itemsize}")
-    kernel(2, 64, address(values), address(codes), ctypes.c_longlong(count), address(table.of_halves))
-    np.testing.assert_array_equal(codes[:count], table.search(values.view(np.float16).astype(np.float32)))
-    assert (codes[count:] == 77).all()
+@pytest.mark.parametrize("count", [1, 2, 4, 1027])
+@pytest.mark.parametrize("bits", [(8, 16), (8, 32), (16, 8), (16, 16), (16, 32)])
+def test_what_a_number_becomes_is_looked_up(host, bits, count):
+    random, (given, made) = np.random.default_rng(count), (f"u{size // 8}" for size in bits)
+    table = random.integers(0, 2 ** bits[1], 2 ** bits[0]).astype(made)
+    numbers, found = random.integers(0, 2 ** bits[0], count).astype(given), np.full(count + 4, 77, made)
+    kernel = getattr(host, "found_{}_{}".format(*bits))
+    kernel(2, 64, address(numbers), address(found), ctypes.c_longlong(count), address(table))
+    np.testing.assert_array_equal(found[:count], table[numbers])
+    assert (found[count:] == 77).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 4, 3, 17), (3, 2, 5, 1000)])
+@pytest.mark.parametrize("stored", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_cells_that_are_missing_in_the_newest_frame_are_masked_at_every_lead_time(host, shape, stored, dtype):
+    (tiles, frames, leads, cells), random = shape, np.random.default_rng(shape)
+    missing = (random.random(2 ** (8 * stored().itemsize)) < 0.4).astype(np.uint8)
+    given = random.integers(0, len(missing), (tiles, frames, cells)).astype(stored)
+    codes = random.integers(0, 100, (tiles, leads, cells)).astype(dtype)
+    fill = 255 if dtype == np.uint8 else -32768
+    expected = np.where(missing[given[:, -1:]] != 0, dtype(fill), codes)
+    kernel = getattr(host, f"masked_{8 * given.itemsize}_{8 * codes.itemsize}")
+    sizes = ctypes.c_longlong(cells), tiles, frames, leads
+    kernel(3, 32, address(given), address(codes), *sizes, address(missing), fill)
+    np.testing.assert_array_equal(codes, expected)
 
 
 # The PTX

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.base import DeviceLostError, EngineError, InferenceError, OutOfMemoryError, Packs
-from engines.codes import CodeTable
+from engines.codes import CodeTable, ValueTable
 from engines.trt import engine as engine_module
 from engines.trt.engine import TensorRTEngine
 from engines.trt.lane import LaneSize
@@ -190,3 +190,127 @@ def test_results_that_are_no_floats_are_not_packed(load):
     engine.specs = engine.specs[0], replace(engine.specs[1], dtype="uint8")
     with pytest.raises(EngineError, match="results are uint8; expected float32 or float16 to be packed on the GPU"):
         engine.packing(INT16)
+
+
+# Lanes that take codes, too
+
+
+def value_table(dtype="uint16", values="float32", masks=True, seed=0):
+    """Any values; a third of the codes mean missing."""
+    size = 2 ** (8 * np.dtype(dtype).itemsize)
+    missing = np.random.default_rng(seed).random(size) < 1 / 3 if masks else None
+    return ValueTable(noise(size, seed=seed).astype(values), dtype, missing)
+
+
+def stored(table, *shape, seed=0):
+    """Codes of frames, any of them."""
+    bits = np.random.default_rng((seed, *shape)).integers(0, len(table.values), shape)
+    return bits.astype(f"u{np.dtype(table.dtype).itemsize}").view(table.dtype)
+
+
+def expected_of_codes(batch, values, codes):
+    bits = batch.view(f"u{batch.itemsize}")
+    made = expected(values.values[bits], codes)
+    if values.missing is not None:
+        np.copyto(made, codes.fill, where=values.missing[bits[:, -1:]])
+    return made
+
+
+@pytest.mark.parametrize("codes", [INT16, UINT8], ids=["int16", "uint8"])
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8", "int8"])
+@pytest.mark.parametrize("ports", ["FLOAT", "HALF"])
+def test_a_lane_may_take_codes_and_masks_where_the_newest_frame_is_missing(load, surface, codes, dtype, ports):
+    surface.module.ports = ports
+    engine = load()
+    values = value_table(dtype, engine.specs[0].dtype)
+    batch = stored(values, 3, 2, 9, 13)
+    got = run(engine.packing(codes, values), batch)
+    assert got.dtype == codes.dtype
+    np.testing.assert_array_equal(got, expected_of_codes(batch, values, codes))
+    engine.close()
+
+
+def test_without_a_mask_results_are_as_the_model_gives_them(load, host_cuda):
+    values = value_table(masks=False)
+    batch = stored(values, 2, 2, 8, 8)
+    np.testing.assert_array_equal(run(load().packing(INT16, values), batch), expected_of_codes(batch, values, INT16))
+    assert not any(name.startswith("mask") for name, *_ in host_cuda.launches)
+
+
+def test_only_codes_go_either_way(load, host_cuda):
+    values = value_table("uint8")
+    open_lane, copied, copy = load().packing(INT16, values), [], host_cuda._cudaMemcpyAsync
+    host_cuda._cudaMemcpyAsync = lambda *given: (copied.append(given[2]), copy(*given))[1]
+    run(open_lane, stored(values, 1, 2, 8, 8))
+    assert copied == [2 * 64, 2 * 3 * 64]
+
+
+def test_kernels_are_given_the_buffers_of_the_lane_in_the_compute_stream(load, host_cuda):
+    engine, values = load(), value_table()
+    with engine.packing(INT16, values)((3, 2, 8, 8)) as lane:
+        lane.given[...] = 0
+        lane.run()
+        buffers = lane.buffers
+    (unpack, *_, unpacked), (pack, *_), (mask, *_, stream, masked) = host_cuda.launches[-3:]
+    assert (unpack, pack, mask) == ("look_up_16_32", "pack_float_16", "mask_16_16")
+    assert unpacked[:3] == (buffers.stored.handle, buffers.given.handle, 3 * 2 * 64)
+    assert masked[:6] == (buffers.stored.handle, buffers.codes.handle, 64, 3, 2, 3)
+    assert masked[-1] == INT16.fill
+    assert stream == engine._memory.streams.compute.handle
+
+
+def test_lanes_of_codes_and_of_numbers_of_one_engine_may_be_used_at_once(load):
+    engine, values = load(), value_table()
+    open_lane = engine.packing(INT16, values)
+    batches = [stored(values, 1 + n % 4, 2, 8 + n % 9, 8, seed=n) for n in range(32)]
+    numbers = [values.values[batch] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        coded = pool.map(lambda batch: run(open_lane, batch), batches)
+        plain = pool.map(lambda batch: run(engine.lane, batch), numbers)
+        for code, result, batch, number in zip(coded, plain, batches, numbers, strict=True):
+            np.testing.assert_array_equal(code, expected_of_codes(batch, values, INT16))
+            np.testing.assert_array_equal(result, number[:, :1] * np.float32([1, 2, 3]).reshape(3, 1, 1))
+
+
+def test_memory_of_codes_that_are_taken_is_counted_and_given_back(load, host_cuda):
+    engine, values = load(), value_table()
+    plain, pinned = engine.buffer_bytes, engine.pinned_bytes
+    open_lane = engine.packing(INT16, values)
+    tables = 4 * len(INT16.thresholds) + 2 * 65537 + 4 * 65536 + 65536
+    assert engine.buffer_bytes == plain + 3 * (LANE.given // 2 + 2 * VALUES) + tables
+    assert engine.pinned_bytes == pinned
+    del open_lane
+    gc.collect()
+    assert engine.buffer_bytes == plain + 3 * (LANE.given // 2 + 2 * VALUES)
+    engine.close()
+    assert not host_cuda.blocks
+    assert not host_cuda.handles
+
+
+def test_values_that_the_engine_does_not_take_are_refused(load):
+    with pytest.raises(EngineError, match=r"codes stand for float16, and the engine takes .*float32"):
+        load().packing(INT16, value_table(values="float16"))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("look_up", r"the GPU unpacks \d+ of 65536 codes into other values than the table says"),
+        ("mask", r"the GPU masks 1 of \d+ codes otherwise than the newest frame says"),
+    ],
+)
+def test_a_kernel_that_unpacks_or_masks_otherwise_is_not_used(load, host_cuda, kernel, message):
+    launch = host_cuda._cuLaunchKernel
+
+    def wrong(*given):
+        launch(*given)
+        if host_cuda.kernels[given[0]].startswith(kernel):
+            host_cuda.blocks[given[-2][0][1]][0] ^= 1
+        return ()
+
+    host_cuda._cuLaunchKernel = wrong
+    engine = load()
+    with pytest.raises(EngineError, match=message):
+        engine.packing(INT16, value_table())
+    host_cuda._cuLaunchKernel = launch
+    assert run(engine.lane, noise(1, 2, 8, 8)).dtype == np.float32
