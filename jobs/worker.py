@@ -16,6 +16,7 @@ import psutil
 import ray
 
 from engines.base import DeviceLostError
+from jobs.heap import keep_freed_memory
 from jobs.hindcast import Group, GroupResult, Hindcast, Order
 from jobs.holder import has_ended
 from jobs.lease import Lease
@@ -84,6 +85,7 @@ class Worker:
     """
 
     def __init__(self, setup: Setup, holder: str = "", keep_seconds: float | None = None) -> None:
+        keep_freed_memory()
         self._version, self._lease, self._news = code_version(), Lease(holder), ""
         self._hindcast: Hindcast | None = None
         self._lock = threading.Lock()

@@ -4,6 +4,7 @@ import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from math import ceil, inf, isfinite
 from typing import Any
 
@@ -100,10 +101,11 @@ def _check_fill(fill: float, encoding: Encoding, where: str, means_missing: bool
 
 def is_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.bool_]:
     """True where codes as stored mean missing; the shape of `raw`."""
-    missing = ~np.isfinite(raw) if encoding.is_float else np.zeros(raw.shape, np.bool_)
-    for code in encoding.missing:
-        missing |= raw == (raw.dtype.type(code) if encoding.is_float else int(code))  # an integer may be out of bounds
-    return missing
+    exact = raw.dtype.type if encoding.is_float else int  # an integer may be out of bounds
+    marked: list[NDArray[np.bool_]] = [raw == exact(code) for code in encoding.missing]
+    if encoding.is_float:
+        marked.append(~np.isfinite(raw))
+    return reduce(np.logical_or, marked) if marked else np.zeros(raw.shape, np.bool_)
 
 
 def check_sense(raw: NDArray[Any], encoding: Encoding, where: str) -> None:
@@ -149,7 +151,14 @@ def count_missing(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.int64]:
     Args:
         raw: (frame, y, x) codes as stored; cells outside the grid count as missing, so leave them out.
     """
-    return np.array([np.count_nonzero(is_missing(frame, encoding)) for frame in raw], np.int64)
+    return np.array([_count_missing(frame, encoding) for frame in raw], np.int64)
+
+
+def _count_missing(frame: NDArray[Any], encoding: Encoding) -> int:
+    """Missing cells of a frame (y, x); counts of single codes are much faster than masks of all of them."""
+    if encoding.is_float:
+        return int(np.count_nonzero(is_missing(frame, encoding)))
+    return sum(int(np.count_nonzero(frame == int(code))) for code in set(encoding.missing))
 
 
 def unpack(raw: NDArray[Any], encoding: Encoding) -> NDArray[np.float64]:

@@ -344,11 +344,26 @@ def cut(parts: Sequence[Part], window: Window, fill: float) -> Raw:
     for part in parts:
         if part.window.contains(window):
             return part.raw[:, *window.within(part.window).slices]
-    raw = np.full((len(parts[0].raw), *window.shape), fill, parts[0].raw.dtype)
-    for part in parts:
-        shared = window.clip(part.window)
+    raw = np.empty((len(parts[0].raw), *window.shape), parts[0].raw.dtype)
+    met = {shared: part for part in parts if (shared := window.clip(part.window)).cells}
+    _fill_around(raw, [shared.within(window) for shared in met], fill)
+    for shared, part in met.items():
         raw[:, *shared.within(window).slices] = part.raw[:, *shared.within(part.window).slices]
     return raw
+
+
+def _fill_around(raw: Raw, known: Sequence[Window], fill: float) -> None:
+    """Fills the cells of frames (frame, y, x) that lie in none of these windows, which do not overlap.
+
+    Known cells are seldom written: most often the windows are one rectangle together.
+    """
+    y0, x0 = (min((getattr(one, name) for one in known), default=0) for name in ("y0", "x0"))
+    y1, x1 = (max((getattr(one, name) for one in known), default=0) for name in ("y1", "x1"))
+    if sum(one.cells for one in known) < (y1 - y0) * (x1 - x0):
+        raw[...] = fill
+        return
+    for beside in (raw[:, :y0], raw[:, y1:], raw[:, :, :x0], raw[:, :, x1:]):
+        beside[...] = fill
 
 
 def _load(

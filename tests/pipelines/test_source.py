@@ -221,6 +221,20 @@ def frames_once(tmp_path_factory, request):
     return source, cycle, source.read_frames(cycle)
 
 
+@given(st.lists(st.booleans(), min_size=12, max_size=12), st.integers(-3, 8), st.integers(-3, 14))
+def test_cells_that_are_in_no_part_hold_the_fill(there, y0, x0):
+    cells = np.arange(2 * 9 * 12, dtype=np.int16).reshape(2, 9, 12)
+    windows = [Window(y, y + 3, x, x + 3) for y in range(0, 9, 3) for x in range(0, 12, 3)]
+    parts = [Part(w, cells[:, *w.slices]) for w, is_there in zip(windows, there, strict=True) if is_there]
+    if not parts:
+        return
+    known = np.full((2, 40, 40), -1, np.int16)
+    for part in parts:
+        known[:, *(slice(s.start + 10, s.stop + 10) for s in part.window.slices)] = part.raw
+    expected = known[:, y0 + 10 : y0 + 17, x0 + 10 : x0 + 15]
+    np.testing.assert_array_equal(cut(parts, Window(y0, y0 + 7, x0, x0 + 5), -1), expected)
+
+
 def test_a_window_inside_one_part_is_cut_without_a_copy():
     parts = [Part(Window(y, y + 10, 0, 41), np.zeros((3, 10, 41), np.int16)) for y in (0, 10, 20)]
     assert np.shares_memory(cut(parts, Window(12, 19, 3, 9), -1), parts[1].raw)
