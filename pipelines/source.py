@@ -82,21 +82,21 @@ class Source:
         """The variable and its store, for messages."""
         return f"{self.variable!r} in {self.store}"
 
-    @property
-    def strips(self) -> tuple[Window, ...]:
-        """The grid cut into rows of chunks; each chunk lies in one of them."""
-        height, width = self.grid.shape
-        return tuple(Window(y, min(y + self.chunks[1], height), 0, width) for y in range(0, height, self.chunks[1]))
+    def parts(self, first: Window, least: int = 1) -> tuple[Window, ...]:
+        """The grid cut into parts of whole chunks, row by row; the first one is small, so that it is soon read.
 
-    def parts(self, most: int) -> tuple[Window, ...]:
-        """The strips, cut into columns of whole chunks if they are fewer than `most`; about so many in all."""
-        (_, _, width), (_, columns) = self.chunks, self.grid.shape
-        pieces = max(1, most // len(self.strips))
-        step = max(1, ceil(ceil(columns / width) / pieces)) * width
+        Args:
+            first: a window at the corner of the grid, which the first part holds. Rows of parts are as high, and the
+                parts of the first row grow from its width on, each as wide as all before it together.
+            least: parts, if the grid has so many chunks; about so many then in all.
+        """
+        (_, *chunk), grid = self.chunks, self.grid.shape
+        height, width = (_round_up(max(1, end), size) for end, size in zip((first.y1, first.x1), chunk, strict=True))
+        rows = list(_steps(height, height, grid[0]))
+        across = ceil(grid[1] / chunk[1])
+        most = max(width, ceil(across / max(1, least // len(rows))) * chunk[1])
         return tuple(
-            Window(strip.y0, strip.y1, x, min(x + step, columns))
-            for strip in self.strips
-            for x in range(0, columns, step)
+            Window(y0, y1, x0, x1) for y0, y1 in rows for x0, x1 in _steps(most if y0 else width, most, grid[1])
         )
 
     def count_chunks(self, window: Window) -> int:
@@ -291,6 +291,23 @@ def arrived(source: Source, now: np.datetime64, ahead: np.timedelta64) -> Source
             f"{min(past, _LOOK_BACK)} frames before {text_of(limit)}"
         )
     return replace(source, times=times[:count])
+
+
+def _steps(first: int, most: int, end: int) -> Iterator[tuple[int, int]]:
+    """A stretch cut into steps, the first so long, each of the others as long as all before it, but at most `most`.
+
+    >>> list(_steps(2, 4, 13))
+    [(0, 2), (2, 4), (4, 8), (8, 12), (12, 13)]
+    """
+    start = 0
+    while start < end:
+        stop = min(start + min(max(first, start), most), end)
+        yield start, stop
+        start = stop
+
+
+def _round_up(number: int, step: int) -> int:
+    return ceil(number / step) * step
 
 
 def _until(limit: np.datetime64, times: Times) -> int:

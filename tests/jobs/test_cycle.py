@@ -234,7 +234,7 @@ def test_an_interrupted_cycle_leaves_nothing_and_the_pool_works_on(ready, produc
 
 def test_frames_read_by_the_workers_or_shared_by_the_node_give_the_same_bytes(ready, rechunk):
     whole = xr.open_zarr(run_cycle(*ready("output.store=whole"), TIME).path, mask_and_scale=False).load()
-    for edge, parts in ((64, 5), (8, 1)):
+    for edge, parts in ((64, 4), (8, 1)):
         rechunk(edge)
         prepared, pool = ready(f"output.store=chunks{edge}")
         assert count_parts(prepared) == parts
@@ -276,11 +276,18 @@ def test_a_damaged_frame_that_is_read_all_at_once_ends_the_cycle(ready, product,
     assert left_in_staging(product) == []
 
 
+def test_the_frames_of_a_published_cycle_are_not_read(ready, monkeypatch):
+    prepared, pool = ready()
+    run_cycle(prepared, pool, TIME)
+    monkeypatch.setattr(cycle, "share_frames", lambda *_, **__: pytest.fail("frames were read"))
+    assert run_cycle(prepared, pool, TIME).status is Status.ALREADY
+
+
 def test_frames_that_nobody_asks_for_any_more_are_not_read(product, rechunk, monkeypatch):
     rechunk(64)
     prepared, read = prepare(load(product, ()), cluster_resources()), []
     source, cycle_ = wait_for_inputs(prepared, TIME)
-    monkeypatch.setattr(frames, "_put", lambda strip, *_: (sleep(0.1), read.append(strip)))
+    monkeypatch.setattr(frames, "_put", lambda part, **_: (sleep(0.1), read.append(part)))
     with ThreadPoolExecutor(1) as side, closing(share_frames(source, cycle_, prepared.plan.tiling, side)) as shared:
         pass
     assert len(read) < len(shared.parts)
