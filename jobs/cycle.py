@@ -1,8 +1,7 @@
 """One cycle on all workers of a pool: inputs, then draft, blocks, check and publication, or nothing at all."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, sleep
@@ -68,7 +67,8 @@ def run_cycle(
     try:
         if not replace_published:
             refuse_published(prepared.product.output.store, prepared.product.name, cycle.reference_time)
-        with _reading(prepared, source, cycle, watch) as frames:  # from now on, also while the draft is made
+        shared = share_frames(source, cycle, prepared.plan.tiling, watch, at_once=prepared.gpu)
+        with closing(shared) as frames:  # read from now on, also while the draft is made
             report = make_cycle(prepared, cycle, partial(fill, frames), start, watch, replace_published)
     except AlreadyPublishedError as error:
         _sweep(prepared, watch)
@@ -78,17 +78,6 @@ def run_cycle(
             _sweep(prepared, watch)
         raise
     return replace(report, wait_seconds=waited, warnings=(*report.warnings, *_expire(prepared, cycle)))
-
-
-@contextmanager
-def _reading(prepared: Prepared, source: Source, cycle: Cycle, watch: Stopwatch) -> Iterator[SharedFrames]:
-    """The frames of a cycle, being read; afterwards nothing more of them is."""
-    tiling = prepared.plan.tiling
-    with (
-        ThreadPoolExecutor(1) as side,
-        closing(share_frames(source, cycle, tiling, side, watch, at_once=prepared.gpu)) as frames,
-    ):
-        yield frames
 
 
 def _deadline(prepared: Prepared, start: float) -> float | None:

@@ -6,9 +6,9 @@ there yet: processes that were not there before take a second or more to start.
 """
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import ray
@@ -40,17 +40,18 @@ class SharedFrames:
         """What is not read yet is not read any more: a deadline has passed, or an error ends the cycle."""
         for part in self.parts.values():
             part.cancel()
+        wait(self.parts.values())
 
 
 def share_frames(
-    source: Source, cycle: Cycle, tiling: Tiling, side: Executor, watch: Stopwatch | None = None, at_once: bool = False
+    source: Source, cycle: Cycle, tiling: Tiling, watch: Stopwatch | None = None, at_once: bool = False
 ) -> SharedFrames:
-    """The frames for the blocks of a tiling, put into the object store by `side`.
+    """The frames for the blocks of a tiling, put into the object store by another thread; to be closed.
 
     Args:
         at_once: Ray's processes read, too, all parts but the first at the same time.
     """
-    watch = watch or Stopwatch()
+    watch, side = watch or Stopwatch(), _reader()
     seen = [tiling.reads(block) for block in tiling.blocks()]
     if sum(map(source.count_chunks, seen)) < _OFTEN * source.count_chunks(source.grid.window):
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
@@ -59,6 +60,12 @@ def share_frames(
     shared = {parts[0]: side.submit(put, parts[0])}
     asked = {part: _read.remote(source, cycle, part) for part in parts[1:]} if at_once else {}
     return SharedFrames(shared | {part: side.submit(_take, asked.get(part), part, put) for part in parts[1:]})
+
+
+@cache
+def _reader() -> ThreadPoolExecutor:
+    """The thread that reads; it stays from cycle to cycle, with its helpers and the memory that they have touched."""
+    return ThreadPoolExecutor(1, "frames")
 
 
 def _take(asked: Any, part: Window, put: Callable[[Window], Any]) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.buffer.cpu import NDBuffer
 
-from pipelines.axes import find_dims, read_grid
+from pipelines.axes import dim_names, find_dims, is_axis, read_grid
 from pipelines.encoding import Encoding, check_sense, count_missing, is_missing, read_encoding
 from pipelines.errors import CorruptInputError, InputError, NotYetError
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, suffice, text_of
@@ -371,27 +371,42 @@ def cut(parts: Sequence[Part], window: Window, fill: float) -> Raw:
 def _load(
     store: str, variable: str, given: Mapping[str, Any], known: Source | None = None, all_times: bool = True
 ) -> Source:
-    """The source; grid and times are taken from what is known where the store still has them."""
+    """The source; dims, grid and times are taken from what is known where the store still has them."""
     with reading(f"Zarr store {store}"):
-        group = open_group(store)
+        group = open_group(store, None if known is None else known.metadata.zarr_format)
         array = find_array(group, variable, store)
         attributes = dict(array.attrs) | dict(given)
     where = f"{variable!r} in {store}"
-    dims = find_dims(array, group, where)
-    names, axes = tuple(dims), _three(dims.values())
+    axis, axes, grid = _read_layout(group, array, attributes, where, known)
     with reading(f"the coordinates of {where}"):
-        if known is not None and tuple(array.shape[axis] for axis in axes[1:]) == known.grid.shape:
-            grid = known.grid
-        else:
-            grid = read_grid(group, attributes, names, where)
-        axis = group[names[0]]
         times, first = _read_axis(axis, array.shape[axes[0]], where, known, all_times)
     is_v2 = array.metadata.zarr_format == 2
     encoding = read_encoding(array.dtype, attributes, array.fill_value, where, means_missing=is_v2)
     encoding = replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
     chunks = _three(array.chunks[axis] for axis in axes)
-    stretch = times, first, names[0], axis.metadata
+    stretch = times, first, axis.basename, axis.metadata
     return Source(store, variable, grid, *stretch, encoding, axes, chunks, array.metadata, given)
+
+
+def _read_layout(
+    group: Any, array: Any, attributes: Mapping[str, Any], where: str, known: Source | None
+) -> tuple[Any, Axes, Grid]:
+    """The array of the times, where the dims stand, and the grid; dims of the same names and sizes are known."""
+    with reading(f"the coordinates of {where}"):
+        axis = group.get(known.time_name) if known is not None and _has_cells_of(array, known) else None
+    if known is not None and is_axis(axis):
+        return axis, known.axes, known.grid
+    dims = find_dims(array, group, where)
+    names = tuple(dims)
+    with reading(f"the coordinates of {where}"):
+        return group[names[0]], _three(dims.values()), read_grid(group, attributes, names, where)
+
+
+def _has_cells_of(array: Any, known: Source) -> bool:
+    """Whether an array has the dims of a source, each but time as long as there."""
+    if dim_names(array.metadata) != dim_names(known.metadata):
+        return False
+    return tuple(array.shape[axis] for axis in known.axes[1:]) == known.grid.shape
 
 
 def _read_axis(axis: Any, frames: int, where: str, known: Source | None, all_times: bool) -> tuple[Times, int]:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -288,7 +287,7 @@ def test_frames_that_nobody_asks_for_any_more_are_not_read(product, rechunk, mon
     prepared, read = prepare(load(product, ()), cluster_resources()), []
     source, cycle_ = wait_for_inputs(prepared, TIME)
     monkeypatch.setattr(frames, "_put", lambda part, **_: (sleep(0.1), read.append(part)))
-    with ThreadPoolExecutor(1) as side, closing(share_frames(source, cycle_, prepared.plan.tiling, side)) as shared:
+    with closing(share_frames(source, cycle_, prepared.plan.tiling)) as shared:
         pass
     assert len(read) < len(shared.parts)
 
@@ -309,8 +308,8 @@ def no_room(*args, **kwargs):
 def count_parts(prepared) -> int:
     """The parts in which the frames of a cycle come to the workers."""
     source, cycle = wait_for_inputs(prepared, TIME)
-    with ThreadPoolExecutor(1) as side:
-        return len(share_frames(source, cycle, prepared.plan.tiling, side).parts)
+    with closing(share_frames(source, cycle, prepared.plan.tiling)) as shared:
+        return len(shared.parts)
 
 
 def test_a_store_that_vanishes_mid_run_ends_the_cycle_and_leaves_nothing(ready, product, chunked_radar):

@@ -2,6 +2,7 @@
 
 import http.server
 import pickle
+import shutil
 import threading
 import uuid
 from pathlib import Path
@@ -13,6 +14,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
 
 from pipelines.encoding import Encoding, count_missing, is_missing, read_encoding, unpack
 from pipelines.errors import InputError, NotYetError
@@ -314,6 +316,35 @@ def test_a_store_that_moved_on_is_refreshed(frames, tmp_path):
     source = open_source(frames.product(frames.write(path)).input)
     frames.write(path, times=frames.every(5, 6, "2024-06-01T12:05"))
     np.testing.assert_array_equal(source.refresh().times, frames.every(5, 6, "2024-06-01T12:05"))
+
+
+@pytest.mark.parametrize("before", [2, 3])
+def test_a_store_that_was_written_anew_in_the_other_format_is_refreshed(frames, tmp_path, before):
+    path = tmp_path / "radar.zarr"
+    product = frames.product(frames.write(path, zarr_format=before))
+    source = open_source(product.input)
+    shutil.rmtree(path)
+    with pytest.raises(InputError, match=r"Zarr store .*radar.zarr is not there$"):
+        source.refresh()
+    frames.write(path, frames.codes(8), times=frames.every(5, 8), zarr_format=5 - before)
+    grown = source.refresh()
+    assert grown.metadata.zarr_format == 5 - before
+    assert find_inputs(grown, product).frame_indices == (5, 6, 7)
+
+
+def test_a_store_that_lost_its_times_is_refused_by_a_refresh(frames, tmp_path):
+    path = frames.write(tmp_path / "radar.zarr", consolidated=False)
+    source = open_source(frames.product(path).input)
+    shutil.rmtree(Path(path, "time"))
+    with pytest.raises(InputError, match=r"'time' of 'rain' in .* has no one-dimensional coordinate variable"):
+        source.refresh()
+
+
+def test_a_refresh_reads_the_metadata_and_the_newest_times_and_nothing_else(frames, tmp_path, monkeypatch):
+    source, read, get = open_source(frames.product(frames.write(tmp_path / "radar.zarr")).input), [], LocalStore.get
+    monkeypatch.setattr(LocalStore, "get", lambda at, key, *how, **more: read.append(key) or get(at, key, *how, **more))
+    source.refresh()
+    assert read == ["zarr.json", "time/c/0"]
 
 
 def test_a_frame_whose_time_came_before_its_data_has_not_arrived(frames, tmp_path):
