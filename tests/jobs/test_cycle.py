@@ -289,6 +289,7 @@ def test_frames_that_nobody_asks_for_any_more_are_not_read(product, rechunk, mon
     monkeypatch.setattr(frames, "_put", lambda part, **_: (sleep(0.1), read.append(part)))
     with closing(share_frames(source, cycle_, prepared.plan.tiling)) as shared:
         pass
+    assert all(part.done() for part in shared.parts.values())
     assert len(read) < len(shared.parts)
 
 
