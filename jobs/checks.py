@@ -1,6 +1,7 @@
 """Shards of blocks that are done, read back and checked by threads of the driver while workers make the others."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any
 
 from pipelines.sink import CHECKED_TOGETHER, Draft, check_block
@@ -13,18 +14,19 @@ class Checks:
 
     def __init__(self, draft: Draft, watch: Stopwatch) -> None:
         self._draft, self._watch = draft, watch
-        self._threads = ThreadPoolExecutor(CHECKED_TOGETHER)
         self._begun: list[Future[dict[str, str]]] = []
 
     def __enter__(self) -> "Checks":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        for check in self._begun:
+            check.cancel()
+        wait(self._begun)
 
     def begin(self, block: Block) -> None:
         """Has the shards of a block checked as soon as a thread is free."""
-        self._begun.append(self._threads.submit(self._check, block))
+        self._begun.append(_threads().submit(self._check, block))
 
     def whole(self) -> dict[str, str]:
         """All shards that were found whole, as `check_block` gives them; waits until all are checked.
@@ -37,3 +39,9 @@ class Checks:
     def _check(self, block: Block) -> dict[str, str]:
         with self._watch("check"):
             return check_block(self._draft, block.window)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """They stay from cycle to cycle: to start one takes longer than many a check."""
+    return ThreadPoolExecutor(CHECKED_TOGETHER, "check")

@@ -1,9 +1,9 @@
 """One cycle on all workers of a pool: inputs, then draft, blocks, check and publication, or nothing at all."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipelines.cycles import find_cycle
 from pipelines.errors import AlreadyPublishedError, InputError, NotYetError, OutputError, PipelineError
 from pipelines.frames import text_of
 from pipelines.run import BlockResult
-from pipelines.sink import Draft, expire, sweep
+from pipelines.sink import Draft, expire, refuse_published, sweep
 from pipelines.source import Cycle, Source, arrived, find_inputs
 from pipelines.spans import Stopwatch
 from pipelines.tiling import Block
@@ -58,21 +58,18 @@ def run_cycle(
         source, cycle = wait_for_inputs(prepared, reference_time)
     waited = monotonic() - start
 
-    def fill(draft: Draft) -> Filled:
-        tiling, deadline = prepared.plan.tiling, prepared.product.deadline
-        give_up = None if deadline is None else start + deadline.total_seconds()
-        with (
-            ThreadPoolExecutor(1) as side,
-            closing(share_frames(source, cycle, tiling, side, watch, at_once=prepared.gpu)) as frames,
-            Checks(draft, watch) as checks,
-        ):
-            _sweep(prepared, watch)  # while frames are read
-            board = _Board(draft, len(tiling.blocks()), progress, watch, checks)
-            with watch("blocks"):
-                return _drive(prepared, pool, cycle, frames, board, give_up)
+    def fill(frames: SharedFrames, draft: Draft) -> Filled:
+        _sweep(prepared, watch)  # while frames are read
+        with Checks(draft, watch) as checks, watch("blocks"):
+            board = _Board(draft, len(prepared.plan.tiling.blocks()), progress, watch, checks)
+            return _drive(prepared, pool, cycle, frames, board, _deadline(prepared, start))
 
     try:
-        report = make_cycle(prepared, cycle, fill, start, watch, replace_published)
+        if not replace_published:
+            refuse_published(prepared.product.output.store, prepared.product.name, cycle.reference_time)
+        shared = share_frames(source, cycle, prepared.plan.tiling, watch, at_once=prepared.gpu)
+        with closing(shared) as frames:  # read from now on, also while the draft is made
+            report = make_cycle(prepared, cycle, partial(fill, frames), start, watch, replace_published)
     except AlreadyPublishedError as error:
         _sweep(prepared, watch)
         return _already(prepared, cycle, str(error))
@@ -81,6 +78,12 @@ def run_cycle(
             _sweep(prepared, watch)
         raise
     return replace(report, wait_seconds=waited, warnings=(*report.warnings, *_expire(prepared, cycle)))
+
+
+def _deadline(prepared: Prepared, start: float) -> float | None:
+    """When what is left of the blocks is given up, on the monotonic clock."""
+    after = prepared.product.deadline
+    return None if after is None else start + after.total_seconds()
 
 
 def _sweep(prepared: Prepared, watch: Stopwatch) -> None:

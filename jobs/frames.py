@@ -1,14 +1,14 @@
 """The frames of a cycle in Ray's object store: what several workers need, a node decodes once.
 
-The driver reads one part after the other, so that the first is there soon. Beside GPUs there are cores to spare, so
-Ray's processes read all of them at the same time, too, and the driver only those that are not there yet: processes that
-were not there before take a second or more to start.
+The driver reads one part after the other, a small one first, so that the first blocks begin soon. Beside GPUs there are
+cores to spare, so Ray's processes read the other parts at the same time, too, and the driver only those that are not
+there yet: processes that were not there before take a second or more to start.
 """
 
-from collections.abc import Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import ray
@@ -40,42 +40,49 @@ class SharedFrames:
         """What is not read yet is not read any more: a deadline has passed, or an error ends the cycle."""
         for part in self.parts.values():
             part.cancel()
+        wait(self.parts.values())
 
 
 def share_frames(
-    source: Source, cycle: Cycle, tiling: Tiling, side: Executor, watch: Stopwatch | None = None, at_once: bool = False
+    source: Source, cycle: Cycle, tiling: Tiling, watch: Stopwatch | None = None, at_once: bool = False
 ) -> SharedFrames:
-    """The frames for the blocks of a tiling, put into the object store by `side`.
+    """The frames for the blocks of a tiling, put into the object store by another thread; to be closed.
 
     Args:
-        at_once: Ray's processes read, too, all parts at the same time.
+        at_once: Ray's processes read, too, all parts but the first at the same time.
     """
-    watch = watch or Stopwatch()
-    decoded = sum(source.count_chunks(tiling.reads(block)) for block in tiling.blocks())
-    if decoded < _OFTEN * source.count_chunks(source.grid.window):
+    watch, side = watch or Stopwatch(), _reader()
+    seen = [tiling.reads(block) for block in tiling.blocks()]
+    if sum(map(source.count_chunks, seen)) < _OFTEN * source.count_chunks(source.grid.window):
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
-    if at_once:
-        asked = {strip: _read.remote(source, cycle, strip) for strip in source.parts(AT_ONCE)}
-        take = partial(_take, source=source, cycle=cycle, watch=watch)
-        return SharedFrames({strip: side.submit(take, part, strip) for strip, part in asked.items()})
-    return SharedFrames({strip: side.submit(_put, strip, source, cycle, watch) for strip in source.strips})
+    parts = source.parts(seen[0].clip(source.grid.window), AT_ONCE if at_once else 1)
+    put = partial(_put, source=source, cycle=cycle, watch=watch)
+    shared = {parts[0]: side.submit(put, parts[0])}
+    asked = {part: _read.remote(source, cycle, part) for part in parts[1:]} if at_once else {}
+    return SharedFrames(shared | {part: side.submit(_take, asked.get(part), part, put) for part in parts[1:]})
 
 
-def _take(asked: Any, strip: Window, source: Source, cycle: Cycle, watch: Stopwatch) -> Any:
+@cache
+def _reader() -> ThreadPoolExecutor:
+    """The thread that reads; it stays from cycle to cycle, with its helpers and the memory that they have touched."""
+    return ThreadPoolExecutor(1, "frames")
+
+
+def _take(asked: Any, part: Window, put: Callable[[Window], Any]) -> Any:
     """The part that another process was asked for if it is there, else one that is read here."""
-    there, _ = ray.wait([asked], timeout=0, fetch_local=False)
-    return there[0] if there else _put(strip, source, cycle, watch)
+    there = [] if asked is None else ray.wait([asked], timeout=0, fetch_local=False)[0]
+    return there[0] if there else put(part)
 
 
-def _put(strip: Window, source: Source, cycle: Cycle, watch: Stopwatch) -> Any:
+def _put(part: Window, source: Source, cycle: Cycle, watch: Stopwatch) -> Any:
     with watch("read"):
-        part = _read_part(source, cycle, strip)
+        frames = _read_part(source, cycle, part)
     with watch("share"):
-        return ray.put(part)
+        return ray.put(frames)
 
 
-def _read_part(source: Source, cycle: Cycle, strip: Window) -> Part:
-    return Part(strip, source.read(cycle, strip))
+def _read_part(source: Source, cycle: Cycle, part: Window) -> Part:
+    return Part(part, source.read(cycle, part))
 
 
 _read: Any = ray.remote(num_cpus=0, max_retries=1)(_read_part)  # never waits for a core that workers have

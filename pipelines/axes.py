@@ -27,10 +27,21 @@ _AXIS_UNITS = {  # by which CF tells latitude and longitude
 }
 
 
+def dim_names(metadata: Any) -> tuple[str, ...]:
+    """Names of the dims of an array, as Zarr v3 or xarray in Zarr v2 keeps them; none if it does not name them all."""
+    names = getattr(metadata, "dimension_names", None) or metadata.attributes.get("_ARRAY_DIMENSIONS") or ()
+    return () if None in names else tuple(names)
+
+
+def is_axis(array: Any) -> bool:
+    """Whether what a group has under the name of a dim is a coordinate."""
+    return isinstance(array, zarr.Array) and array.ndim == 1
+
+
 def find_dims(array: Any, group: Any, where: str) -> dict[str, int]:
     """Names of the dims time, y and x, in this order, each with its place in the array; others have one cell."""
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    if not names or None in names:
+    names = dim_names(array.metadata)
+    if not names:
         raise InputError(f"{where} does not name its dims; expected time, y and x")
     sizes = dict(zip(names, array.shape, strict=True))
     axes = {name: group.get(name) for name in sizes}
@@ -46,12 +57,12 @@ def find_dims(array: Any, group: Any, where: str) -> dict[str, int]:
     for (name,) in found[1:]:
         if axes[name].shape != (sizes[name],):
             raise InputError(f"dim {name!r} of {where} has {sizes[name]} cells but {axes[name].shape[0]} coordinates")
-    return {name: list(names).index(name) for (name,) in found}
+    return {name: names.index(name) for (name,) in found}
 
 
 def _kind_of_dim(name: str, axis: Any, where: str) -> str | None:
     """As `_kind`; None for a dim without a coordinate, if its name does not say what it should be."""
-    if isinstance(axis, zarr.Array) and axis.ndim == 1:
+    if is_axis(axis):
         return _kind(name, axis.attrs)
     kind = _kind(name, {})
     if kind is None:

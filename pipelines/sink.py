@@ -40,7 +40,8 @@ from pipelines.threads import map_on
 
 __all__ = [
     "CHECKED_TOGETHER", "Draft", "Layout", "Provenance", "abort", "check_block", "choose_layout", "describe", "expire",
-    "has_drafts", "make_draft", "open_draft", "point_latest", "publish", "store_template", "sweep", "write_block",
+    "has_drafts", "make_draft", "open_draft", "point_latest", "publish", "refuse_published", "store_template", "sweep",
+    "write_block",
 ]  # fmt: skip
 
 CHECKED_TOGETHER = min(4, os.cpu_count() or 1)  # shards that are checked at the same time; more wait for Python's lock
@@ -82,11 +83,16 @@ def make_draft(root: str, product: str, reference_time: np.datetime64, layout: L
         OutputError: the store cannot be written (names the path and the free bytes).
     """
     if not replace:
-        _refuse_published(find_cycle(root, product, reference_time))
+        refuse_published(root, product, reference_time)
     shelf = open_shelf(root, product)
     with shelf.errors():
         staging, store = shelf.begin(cycle_name(reference_time, suffix=shelf.suffix), layout)
     return Draft(root, product, reference_time, staging, store, layout)
+
+
+def refuse_published(root: str, product: str, reference_time: np.datetime64) -> None:
+    """Raises AlreadyPublishedError if the cycle is published."""
+    _refuse(find_cycle(root, product, reference_time))
 
 
 def describe(draft: Draft, template: StoreTemplate, provenance: Provenance) -> None:
@@ -244,7 +250,7 @@ def _write_shard(draft: Draft, turn: Turn, instead: bool, shard: tuple[int, int]
     return sum(map(len, pieces))
 
 
-def _refuse_published(cycle: PublishedCycle | None, difference: str = "") -> None:
+def _refuse(cycle: PublishedCycle | None, difference: str = "") -> None:
     if cycle is not None:
         raise AlreadyPublishedError(f"cycle {cycle.path} is published already{difference}; nothing was changed")
 
@@ -291,7 +297,7 @@ def _claim(shelf: Shelf, draft: Draft, replace: bool) -> PublishedCycle:
     while True:
         found = find_cycle(draft.root, draft.product, draft.reference_time)
         if found is not None and not replace:
-            _refuse_published(found, _difference(shelf, draft.store, found.path))
+            _refuse(found, _difference(shelf, draft.store, found.path))
         revision = 0 if found is None else found.revision + 1
         store = shelf.claim(draft, cycle_name(draft.reference_time, revision, shelf.suffix))
         if store is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.buffer.cpu import NDBuffer
 
-from pipelines.axes import find_dims, read_grid
+from pipelines.axes import dim_names, find_dims, is_axis, read_grid
 from pipelines.encoding import Encoding, check_sense, count_missing, is_missing, read_encoding
 from pipelines.errors import CorruptInputError, InputError, NotYetError
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, suffice, text_of
@@ -82,21 +82,21 @@ class Source:
         """The variable and its store, for messages."""
         return f"{self.variable!r} in {self.store}"
 
-    @property
-    def strips(self) -> tuple[Window, ...]:
-        """The grid cut into rows of chunks; each chunk lies in one of them."""
-        height, width = self.grid.shape
-        return tuple(Window(y, min(y + self.chunks[1], height), 0, width) for y in range(0, height, self.chunks[1]))
+    def parts(self, first: Window, least: int = 1) -> tuple[Window, ...]:
+        """The grid cut into parts of whole chunks, row by row; the first one is small, so that it is soon read.
 
-    def parts(self, most: int) -> tuple[Window, ...]:
-        """The strips, cut into columns of whole chunks if they are fewer than `most`; about so many in all."""
-        (_, _, width), (_, columns) = self.chunks, self.grid.shape
-        pieces = max(1, most // len(self.strips))
-        step = max(1, ceil(ceil(columns / width) / pieces)) * width
+        Args:
+            first: a window at the corner of the grid, which the first part holds. Rows of parts are as high, and the
+                parts of the first row grow from its width on, each as wide as all before it together.
+            least: parts, if the grid has so many chunks; about so many then in all.
+        """
+        (_, *chunk), grid = self.chunks, self.grid.shape
+        height, width = (_round_up(max(1, end), size) for end, size in zip((first.y1, first.x1), chunk, strict=True))
+        rows = list(_steps(height, height, grid[0]))
+        across = ceil(grid[1] / chunk[1])
+        most = max(width, ceil(across / max(1, least // len(rows))) * chunk[1])
         return tuple(
-            Window(strip.y0, strip.y1, x, min(x + step, columns))
-            for strip in self.strips
-            for x in range(0, columns, step)
+            Window(y0, y1, x0, x1) for y0, y1 in rows for x0, x1 in _steps(most if y0 else width, most, grid[1])
         )
 
     def count_chunks(self, window: Window) -> int:
@@ -293,6 +293,23 @@ def arrived(source: Source, now: np.datetime64, ahead: np.timedelta64) -> Source
     return replace(source, times=times[:count])
 
 
+def _steps(first: int, most: int, end: int) -> Iterator[tuple[int, int]]:
+    """A stretch cut into steps, the first so long, each of the others as long as all before it, but at most `most`.
+
+    >>> list(_steps(2, 4, 13))
+    [(0, 2), (2, 4), (4, 8), (8, 12), (12, 13)]
+    """
+    start = 0
+    while start < end:
+        stop = min(start + min(max(first, start), most), end)
+        yield start, stop
+        start = stop
+
+
+def _round_up(number: int, step: int) -> int:
+    return ceil(number / step) * step
+
+
 def _until(limit: np.datetime64, times: Times) -> int:
     """How many of the times lie up to a limit."""
     return int(np.searchsorted(times, limit, "right"))
@@ -369,27 +386,42 @@ def _fill_around(raw: Raw, known: Sequence[Window], fill: float) -> None:
 def _load(
     store: str, variable: str, given: Mapping[str, Any], known: Source | None = None, all_times: bool = True
 ) -> Source:
-    """The source; grid and times are taken from what is known where the store still has them."""
+    """The source; dims, grid and times are taken from what is known where the store still has them."""
     with reading(f"Zarr store {store}"):
-        group = open_group(store)
+        group = open_group(store, None if known is None else known.metadata.zarr_format)
         array = find_array(group, variable, store)
         attributes = dict(array.attrs) | dict(given)
     where = f"{variable!r} in {store}"
-    dims = find_dims(array, group, where)
-    names, axes = tuple(dims), _three(dims.values())
+    axis, axes, grid = _read_layout(group, array, attributes, where, known)
     with reading(f"the coordinates of {where}"):
-        if known is not None and tuple(array.shape[axis] for axis in axes[1:]) == known.grid.shape:
-            grid = known.grid
-        else:
-            grid = read_grid(group, attributes, names, where)
-        axis = group[names[0]]
         times, first = _read_axis(axis, array.shape[axes[0]], where, known, all_times)
     is_v2 = array.metadata.zarr_format == 2
     encoding = read_encoding(array.dtype, attributes, array.fill_value, where, means_missing=is_v2)
     encoding = replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
     chunks = _three(array.chunks[axis] for axis in axes)
-    stretch = times, first, names[0], axis.metadata
+    stretch = times, first, axis.basename, axis.metadata
     return Source(store, variable, grid, *stretch, encoding, axes, chunks, array.metadata, given)
+
+
+def _read_layout(
+    group: Any, array: Any, attributes: Mapping[str, Any], where: str, known: Source | None
+) -> tuple[Any, Axes, Grid]:
+    """The array of the times, where the dims stand, and the grid; dims of the same names and sizes are known."""
+    with reading(f"the coordinates of {where}"):
+        axis = group.get(known.time_name) if known is not None and _has_cells_of(array, known) else None
+    if known is not None and is_axis(axis):
+        return axis, known.axes, known.grid
+    dims = find_dims(array, group, where)
+    names = tuple(dims)
+    with reading(f"the coordinates of {where}"):
+        return group[names[0]], _three(dims.values()), read_grid(group, attributes, names, where)
+
+
+def _has_cells_of(array: Any, known: Source) -> bool:
+    """Whether an array has the dims of a source, each but time as long as there."""
+    if dim_names(array.metadata) != dim_names(known.metadata):
+        return False
+    return tuple(array.shape[axis] for axis in known.axes[1:]) == known.grid.shape
 
 
 def _read_axis(axis: Any, frames: int, where: str, known: Source | None, all_times: bool) -> tuple[Times, int]:

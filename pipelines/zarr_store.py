@@ -76,11 +76,17 @@ async def _any_exists(at: StorePath, keys: Sequence[str]) -> bool:
     return False
 
 
-def open_group(store: str) -> Any:
-    """The group at a path or URL; an InputError that says what is there instead, if it is none."""
+def open_group(store: str, likely_format: int | None = None) -> Any:
+    """The group at a path or URL; an InputError that says what is there instead, if it is none.
+
+    Args:
+        likely_format: of Zarr, looked for first; None looks for all that there are.
+    """
     try:
-        return zarr.open_group(connect(store), mode="r")
+        return zarr.open_group(connect(store), mode="r", zarr_format=likely_format)
     except (FileNotFoundError, ContainsArrayError) as error:
+        if likely_format is not None:
+            return open_group(store)
         raise InputError(f"Zarr store {store} is not there{_instead(store)}") from error
 
 

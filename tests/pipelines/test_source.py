@@ -2,6 +2,7 @@
 
 import http.server
 import pickle
+import shutil
 import threading
 import uuid
 from pathlib import Path
@@ -13,6 +14,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
 
 from pipelines.encoding import Encoding, count_missing, is_missing, read_encoding, unpack
 from pipelines.errors import InputError, NotYetError
@@ -199,13 +201,14 @@ def test_a_crs_without_a_variable_of_its_own_is_kept(frames, tmp_path, of_store)
 
 @given(st.data())
 @settings(max_examples=30)
-def test_any_window_of_the_strips_that_it_meets_is_what_a_read_gives(frames_once, data):
+def test_any_window_of_the_parts_that_it_meets_is_what_a_read_gives(frames_once, data):
     source, cycle, whole = frames_once
-    strips = data.draw(st.sampled_from([source.strips, source.parts(8), source.parts(99), (source.grid.window,)]))
+    first = Window(0, data.draw(st.integers(0, 40)), 0, data.draw(st.integers(0, 50)))
+    parts = data.draw(st.sampled_from([*(source.parts(first, least) for least in (1, 8, 99)), (source.grid.window,)]))
     y0, x0 = data.draw(st.integers(-40, 40)), data.draw(st.integers(-50, 50))
     window = Window(y0, y0 + data.draw(st.integers(0, 40)), x0, x0 + data.draw(st.integers(0, 50)))
     expected = wanted(whole, range(3), window)
-    met = [Part(strip, whole[:, *strip.slices]) for strip in strips if window.clip(strip).cells]
+    met = [Part(part, whole[:, *part.slices]) for part in parts if window.clip(part).cells]
     if met:
         np.testing.assert_array_equal(cut(met, window, source.encoding.fill), expected)
     np.testing.assert_array_equal(source.read(cycle, window), expected)
@@ -329,6 +332,35 @@ def test_a_store_that_moved_on_is_refreshed(frames, tmp_path):
     np.testing.assert_array_equal(source.refresh().times, frames.every(5, 6, "2024-06-01T12:05"))
 
 
+@pytest.mark.parametrize("before", [2, 3])
+def test_a_store_that_was_written_anew_in_the_other_format_is_refreshed(frames, tmp_path, before):
+    path = tmp_path / "radar.zarr"
+    product = frames.product(frames.write(path, zarr_format=before))
+    source = open_source(product.input)
+    shutil.rmtree(path)
+    with pytest.raises(InputError, match=r"Zarr store .*radar.zarr is not there$"):
+        source.refresh()
+    frames.write(path, frames.codes(8), times=frames.every(5, 8), zarr_format=5 - before)
+    grown = source.refresh()
+    assert grown.metadata.zarr_format == 5 - before
+    assert find_inputs(grown, product).frame_indices == (5, 6, 7)
+
+
+def test_a_store_that_lost_its_times_is_refused_by_a_refresh(frames, tmp_path):
+    path = frames.write(tmp_path / "radar.zarr", consolidated=False)
+    source = open_source(frames.product(path).input)
+    shutil.rmtree(Path(path, "time"))
+    with pytest.raises(InputError, match=r"'time' of 'rain' in .* has no one-dimensional coordinate variable"):
+        source.refresh()
+
+
+def test_a_refresh_reads_the_metadata_and_the_newest_times_and_nothing_else(frames, tmp_path, monkeypatch):
+    source, read, get = open_source(frames.product(frames.write(tmp_path / "radar.zarr")).input), [], LocalStore.get
+    monkeypatch.setattr(LocalStore, "get", lambda at, key, *how, **more: read.append(key) or get(at, key, *how, **more))
+    source.refresh()
+    assert read == ["zarr.json", "time/c/0"]
+
+
 def test_a_frame_whose_time_came_before_its_data_has_not_arrived(frames, tmp_path):
     path = tmp_path / "radar.zarr"
     product = frames.product(frames.write(path, fill_value=0, attributes=frames.attributes))
@@ -360,24 +392,29 @@ def test_the_chunks_of_a_window_are_those_that_share_a_cell_with_it(frames_once,
     assert source.count_chunks(window) == sum(bool(chunk.clip(inside).cells) for chunk in chunks)
 
 
-def test_strips_are_rows_of_chunks_and_cover_the_grid(frames_once):
+def test_parts_are_rows_of_chunks_and_the_first_row_begins_with_small_ones(frames_once):
     source, _, _ = frames_once
-    assert source.strips == (Window(0, 8, 0, 41), Window(8, 16, 0, 41), Window(16, 24, 0, 41), Window(24, 30, 0, 41))
-    assert sum(source.count_chunks(strip) for strip in source.strips) == source.count_chunks(source.grid.window)
+    first_row = (Window(0, 8, 0, 16), Window(0, 8, 16, 32), Window(0, 8, 32, 41))
+    assert source.parts(Window(0, 5, 0, 7)) == (*first_row, *(Window(y, min(y + 8, 30), 0, 41) for y in (8, 16, 24)))
+    assert source.parts(Window(0, 9, 0, 17)) == (
+        Window(0, 16, 0, 32), Window(0, 16, 32, 41), Window(16, 30, 0, 41)
+    )  # fmt: skip
+    assert [len(source.parts(Window(0, 5, 0, 7), least)) for least in (1, 8, 12, 99)] == [6, 9, 12, 12]
 
 
-@given(most=st.integers(1, 40))
-def test_parts_are_whole_chunks_and_cover_the_grid(frames_once, most):
+@given(bottom=st.integers(0, 30), right=st.integers(0, 41), least=st.integers(1, 40))
+def test_parts_are_whole_chunks_and_cover_the_grid(frames_once, bottom, right, least):
     source, _, _ = frames_once
-    parts = source.parts(most)
+    first = Window(0, bottom, 0, right)
+    parts = source.parts(first, least)
     assert sum(source.count_chunks(part) for part in parts) == source.count_chunks(source.grid.window)
     assert sum(part.cells for part in parts) == source.grid.window.cells
-    assert len(source.strips) <= len(parts) <= max(most, len(source.strips))
+    assert parts[0].contains(first)
 
 
-def test_frames_of_one_chunk_are_one_strip(frames, tmp_path):
+def test_frames_of_one_chunk_are_one_part(frames, tmp_path):
     source = open_source(frames.product(frames.write(tmp_path / "radar.zarr")).input)
-    assert source.strips == source.parts(8) == (source.grid.window,)
+    assert source.parts(Window(0, 5, 0, 5)) == source.parts(Window(0, 5, 0, 5), 8) == (source.grid.window,)
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
