@@ -99,7 +99,7 @@ def _observed(cycle: PublishedCycle, source: Source, product: Product, forecast:
 
 
 def _forecast(cycle: PublishedCycle, variable: str) -> xr.DataArray:
-    ds = open_cycle(cycle.path)
+    ds = open_cycle(cycle.path, dtype=np.float64)
     if variable not in ds.data_vars:
         raise InputError(f"cycle {cycle.path} has no variable {variable!r}; it has {', '.join(map(str, ds.data_vars))}")
     return ds[variable].isel(init_time=0)

@@ -31,7 +31,9 @@ def rates(frames=4):
 def verified(tmp_path):
     """Scores of persistence forecasts of the first frames, from a store with these units and seconds of jitter."""
 
-    def verify(units, factor, jitter=(0, 0, 0, 0), attributes=RATE, unwritten=(), blank=(), cycles=1):
+    def verify(
+        units, factor, jitter=(0, 0, 0, 0), attributes=RATE, unwritten=(), blank=(), cycles=1, thresholds=(0.1, 1.0)
+    ):
         times = START + np.arange(4) * np.timedelta64(5, "m") + np.array(jitter).astype("timedelta64[s]")
         coordinates = {"time": times, "y": np.arange(20) * 1000.0, "x": np.arange(30) * 1000.0}
         seen = rates()
@@ -68,7 +70,7 @@ def verified(tmp_path):
                 window = layout.shard_window(*shard)
                 write_block(draft, window, codes[:, *window.slices])
             publish(draft, replace=True)
-        return verify_product(file, (), (0.1, 1.0))
+        return verify_product(file, (), thresholds)
 
     return verify
 
@@ -85,6 +87,12 @@ def test_what_was_observed_is_scored_in_the_units_of_the_forecast(verified, unit
 def test_frames_within_the_tolerance_count_as_observed(verified):
     scores = verified("mm h-1", 1, jitter=(3, -4, 7, 90))
     assert sorted({score.lead_time.total_seconds() for score in scores.forecast}) == [300, 600]
+
+
+def test_a_forecast_at_a_threshold_is_an_event_as_what_was_observed_there_is(verified):
+    thresholds = tuple(np.unique(rates(1))[1:60].tolist())
+    scores = verified("mm h-1", 1, thresholds=thresholds)
+    assert [score.csi for score in scores.forecast] == [score.csi for score in scores.persistence]
 
 
 def test_units_that_do_not_fit_the_forecast_are_refused(verified):
