@@ -1,5 +1,6 @@
 """What a store holds, in words: a published cycle with its provenance, or an input store."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,18 @@ def describe(path: str) -> dict[str, Any]:
         InputError: there is no readable store at the path.
     """
     try:
-        ds = xr.open_zarr(as_opened(path), decode_timedelta=True, mask_and_scale=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata", RuntimeWarning)
+            ds = xr.open_zarr(as_opened(path), decode_timedelta=True, mask_and_scale=False)
     except Exception as error:  # zarr, fsspec and xarray share no base class
         raise InputError(f"no readable Zarr store at {path}: {error}") from error
     facts: dict[str, Any] = {"store": path}
     for name, variable in ds.data_vars.items():
         if variable.ndim >= 2:
             facts[str(name)] = _variable(variable)
-    for name in ("init_time", "time"):
-        if name in ds.coords and ds[name].size:
-            facts[name] = _span(ds[name].values)
+    for name, coordinate in ds.coords.items():
+        if coordinate.dtype.kind == "M" and coordinate.ndim == 1 and coordinate.size:
+            facts[str(name)] = _span(coordinate.values)
     if "lead_time" in ds.coords:
         minutes = ds.lead_time.values / np.timedelta64(1, "m")
         facts["lead_time"] = f"{minutes[0]:g} to {minutes[-1]:g} min, {len(minutes)} of them"
@@ -45,5 +48,4 @@ def _variable(variable: xr.DataArray) -> str:
 
 
 def _span(times: np.ndarray) -> str:
-    flat = np.atleast_1d(times)
-    return utc(flat[0]) if len(flat) == 1 else f"{utc(flat[0])} to {utc(flat[-1])}, {len(flat)} of them"
+    return utc(times[0]) if len(times) == 1 else f"{utc(times[0])} to {utc(times[-1])}, {len(times)} of them"

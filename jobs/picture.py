@@ -30,7 +30,7 @@ def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime
     published = find_cycle(product.output.store, product.name, reference_time)
     if published is None:
         raise InputError(f"cycle {reference_time} of {product.name} is not published in {product.output.store}")
-    forecast = open_cycle(published.path)
+    forecast = open_cycle(published.path, dtype=np.float64)
     source = open_source(product.input, all_times=False)
     field = forecast[product.output.variable]
     past = observed_fields(source, product, find_inputs(source, product, reference_time), field)

@@ -18,7 +18,10 @@ from pipelines.verify import Rules, Score, pool, score_case
 
 @dataclass(frozen=True)
 class Verification:
-    """Scores of a product's cycles and of persistence from the same frames, row by row for the same cases."""
+    """Scores of a product's cycles and of persistence from the same frames, row by row for the same cases.
+
+    A row holds the cycles whose lead time was observed: of the newest cycles that is seldom more than the first ones.
+    """
 
     product: str
     cycles: int
@@ -51,10 +54,17 @@ def verify_product(
             f"{len(cycles)} cycle(s) of {product.name} are published in {product.output.store}, none with a lead time "
             f"that is observed in {product.input.store}"
         )
-    common = set.intersection(*({*case[0].lead_time.values} for case in cases))
-    leads = sorted(common)
-    forecast, persistence = ([pair[k].sel(lead_time=leads) for pair in cases] for k in (0, 1))
-    return Verification(product.name, len(cases), tuple(pool(forecast)), tuple(pool(persistence)))
+    forecast, persistence = zip(*cases, strict=True)
+    return Verification(product.name, len(cases), _pool_leads(forecast), _pool_leads(persistence))
+
+
+def _pool_leads(cases: Sequence[xr.Dataset]) -> tuple[Score, ...]:
+    """Rows of every lead time, each pooled over the cases that have it."""
+    by_lead: dict[np.timedelta64, list[xr.Dataset]] = {}
+    for case in cases:
+        for position, lead in enumerate(case.lead_time.values):
+            by_lead.setdefault(lead, []).append(case.isel(lead_time=[position]))
+    return tuple(row for lead in sorted(by_lead) for row in pool(by_lead[lead]))
 
 
 def _score_cycle(
@@ -62,18 +72,12 @@ def _score_cycle(
 ) -> tuple[xr.Dataset, xr.Dataset] | None:
     """Counts of a cycle and of persistence, over the lead times that were observed; None if there are none."""
     forecast = _forecast(cycle, product.output.variable)
-    valid = (forecast.init_time + forecast.lead_time).values
-    times = np.array([cycle.reference_time, *valid], "datetime64[ns]")
-    tolerance = np.timedelta64(product.input.tolerance, "ns")
-    near = [find_nearest(source.times, time, tolerance) for time in times]
-    indices = [index if index is not None and source.is_stored(index) else None for index in near]
-    seen = [position for position, index in enumerate(indices) if index is not None]
-    if indices[0] is None or len(seen) == 1:
+    observed = _observed(cycle, source, product, forecast)
+    seen = np.isin((forecast.init_time + forecast.lead_time).values, observed.time.values)
+    if not seen.any() or cycle.reference_time not in observed.time.values:
         return None
-    forecast = forecast.isel(lead_time=[position - 1 for position in seen[1:]])
-    frames = Cycle(product.name, times[0], tuple(times[seen]), tuple(indices[position] for position in seen))
-    observed = observed_fields(source, product, frames, forecast)
-    newest = observed.isel(time=0, drop=True)
+    forecast = forecast.isel(lead_time=seen)
+    newest = observed.sel(time=cycle.reference_time, drop=True)
     still = newest.expand_dims(lead_time=forecast.lead_time.values).assign_coords(init_time=forecast.init_time)
     try:
         return score_case(forecast, observed, rules), score_case(still, observed, rules)
@@ -81,8 +85,21 @@ def _score_cycle(
         raise InputError(f"cycle {cycle.path} cannot be read: {error}") from error
 
 
+def _observed(cycle: PublishedCycle, source: Source, product: Product, forecast: xr.DataArray) -> xr.DataArray:
+    """What was observed at the start of a forecast and at its valid times, if anything; times are those wanted."""
+    valid = (forecast.init_time + forecast.lead_time).values
+    times = np.array([cycle.reference_time, *valid], "datetime64[ns]")
+    tolerance = np.timedelta64(product.input.tolerance, "ns")
+    near = [find_nearest(source.times, time, tolerance) for time in times]
+    there = [(time, index) for time, index in zip(times, near, strict=True) if index is not None]
+    there = [(time, index) for time, index in there if source.is_stored(index)]
+    frames = Cycle(product.name, times[0], tuple(time for time, _ in there), tuple(index for _, index in there))
+    fields = observed_fields(source, product, frames, forecast)
+    return fields[np.array([np.isfinite(field).any() for field in fields.values], np.bool_)]
+
+
 def _forecast(cycle: PublishedCycle, variable: str) -> xr.DataArray:
-    ds = open_cycle(cycle.path)
+    ds = open_cycle(cycle.path, dtype=np.float64)
     if variable not in ds.data_vars:
         raise InputError(f"cycle {cycle.path} has no variable {variable!r}; it has {', '.join(map(str, ds.data_vars))}")
     return ds[variable].isel(init_time=0)

@@ -217,13 +217,13 @@ def verification_table(verification: "Verification") -> None:
     leads = sorted({score.lead_time for score in verification.forecast})
     shown = {leads[index] for index in choose_leads(len(leads), _LEADS_SHOWN)}
     rows = [
-        (f"{ours.lead_time / timedelta(minutes=1):g} min", f"{ours.threshold:g}",
+        (f"{ours.lead_time / timedelta(minutes=1):g} min", ours.cases, f"{ours.threshold:g}",
          *(f"{value:.3f}" for value in (ours.csi, theirs.csi, ours.pod, ours.far, ours.frequency_bias)))
         for ours, theirs in zip(verification.forecast, verification.persistence, strict=True)
         if ours.lead_time in shown
     ]  # fmt: skip
     out.print(f"{verification.product}: {verification.cycles} cycle(s) against the frames observed since")
-    table("", ("lead time", "threshold", "CSI", "persistence", "POD", "FAR", "bias"), rows)
+    table("", ("lead time", "cycles", "threshold", "CSI", "persistence", "POD", "FAR", "bias"), rows)
 
 
 def pairs(facts: Mapping[str, Any]) -> None:

@@ -22,8 +22,10 @@ from pipelines.threads import map_on
 __all__ = ["PublishedCycle", "find_cycle", "latest_cycle", "list_cycles", "open_archive", "open_cycle"]
 
 
-def open_cycle(path: str | Path, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
-    """One published cycle, lazy, float32; NaN = missing.
+def open_cycle(
+    path: str | Path, chunks: Mapping[str, int] | None = None, dtype: type[np.floating[Any]] = np.float32
+) -> xr.Dataset:
+    """One published cycle, lazy, float32 unless told otherwise; NaN = missing.
 
     `latest.zarr` is followed once, here: the Dataset keeps to the cycle it was then. On an object store so are
     `latest.json` and `HHMM.json`.
@@ -31,6 +33,8 @@ def open_cycle(path: str | Path, chunks: Mapping[str, int] | None = None) -> xr.
     Args:
         path: of the store, or its URL on an object store; one on a web server is for xarray.
         chunks: gives dask arrays of these chunks ({} = as stored).
+        dtype: that codes are scaled in. In float32 0.1 may come out a last bit too small, and be below a threshold of
+            0.1; in float64 values are those of plain xarray.
 
     Raises:
         InputError: there is no store at the path.
@@ -40,7 +44,7 @@ def open_cycle(path: str | Path, chunks: Mapping[str, int] | None = None) -> xr.
         store = as_opened(find_store(str(path)))
     except FileNotFoundError as error:
         raise InputError(f"no published cycle at {path}") from error
-    return _open_float32(store, chunks)
+    return _open(store, chunks, dtype)
 
 
 def open_archive(
@@ -70,15 +74,15 @@ def open_archive(
     ]
     if not cycles:
         raise InputError(f"no cycle of {product} is published in {root} from {start or 'ever'} to {stop or 'now'}")
-    return _open_float32(CycleStore.over(open_shelf(root, product), cycles), chunks)
+    return _open(CycleStore.over(open_shelf(root, product), cycles), chunks, np.float32)
 
 
-def _open_float32(store: Any, chunks: Mapping[str, int] | None) -> xr.Dataset:
-    """xarray decodes packed integers to the type of scale_factor, which JSON cannot tell: make it float32."""
+def _open(store: Any, chunks: Mapping[str, int] | None, dtype: type[np.floating[Any]]) -> xr.Dataset:
+    """xarray decodes packed integers to the type of scale_factor, which JSON cannot tell: make it `dtype`."""
     raw = xr.open_dataset(store, engine="zarr", chunks=chunks, decode_cf=False, cache=False, consolidated=True)
     for variable in raw.variables.values():
         for name in {"scale_factor", "add_offset"} & set(variable.attrs):
-            variable.attrs[name] = np.float32(variable.attrs[name])
+            variable.attrs[name] = dtype(variable.attrs[name])
     return xr.decode_cf(raw, decode_coords="all")
 
 

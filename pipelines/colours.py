@@ -7,7 +7,9 @@ import xarray as xr
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 
 from pipelines.errors import ConfigError
+from pipelines.units import Quantity, convert_units
 
+_MM_PER_HOUR = Quantity("lwe_precipitation_rate", "mm h-1")
 NO_COVERAGE = "#c9c9c6"
 NO_ECHO = "#fbfbf8"
 
@@ -70,21 +72,26 @@ REFLECTIVITY = ColourTable(
 )
 
 
-_PER_HOUR = {"mm h-1": 1.0, "mm/h": 1.0, "mm/hr": 1.0, "mm hr-1": 1.0, "m s-1": 3.6e6, "kg m-2 s-1": 3600.0}
-
-
 def colour_table(field: xr.DataArray) -> ColourTable:
-    """The colour table for the units of `field`.
+    """The colour table for the units of `field`, however they are written.
 
     Raises:
         ConfigError: neither a rain rate nor a reflectivity (names the units).
     """
-    units = field.attrs.get("units", "")
-    if units == "dBZ":
+    if field.attrs.get("units") == "dBZ":
         return REFLECTIVITY
-    if units in _PER_HOUR:
-        return RAIN_RATE
-    raise ConfigError(f"no colour table for {field.name} in {units!r}; expected dBZ or one of {', '.join(_PER_HOUR)}")
+    _per_hour(field)
+    return RAIN_RATE
+
+
+def _per_hour(field: xr.DataArray) -> np.float32:
+    """What makes mm h-1 of the units of a rain rate."""
+    units = str(field.attrs.get("units", ""))
+    try:
+        return np.float32(convert_units(Quantity(field.attrs.get("standard_name") or None, units), _MM_PER_HOUR).factor)
+    except ConfigError as error:
+        found = f"no colour table for {field.name} in {units!r}"
+        raise ConfigError(f"{found}; expected dBZ or a rain rate, such as in mm h-1") from error
 
 
 def rain_rate(field: xr.DataArray) -> xr.DataArray:
@@ -95,9 +102,9 @@ def rain_rate(field: xr.DataArray) -> xr.DataArray:
 
     Source: Z = a R**b (Marshall & Palmer, 1948); no echo is no rain.
     """
-    known = {"standard_name": "lwe_precipitation_rate", "units": "mm h-1"}
+    known = {"standard_name": _MM_PER_HOUR.standard_name, "units": _MM_PER_HOUR.units}
     if colour_table(field) is RAIN_RATE:
-        return (field * np.float32(_PER_HOUR[field.attrs["units"]])).assign_attrs(known)
+        return (field * _per_hour(field)).assign_attrs(known)
     if not {"zr_a", "zr_b"} <= field.attrs.keys():
         raise ConfigError(f"{field.name} is in dBZ; expected a rain rate, or the attributes zr_a and zr_b to make one")
     a, b = (np.float32(field.attrs[name]) for name in ("zr_a", "zr_b"))

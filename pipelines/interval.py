@@ -63,7 +63,8 @@ def times_within(
         times: (time,) of the store, datetime64[ns], UTC.
         spec: which frames a cycle needs; unless it does without, none starts before its oldest frame can be there.
         start, stop: None = as early, or as late, as the frames of the store allow.
-        every: step from one to the next, counted from the start; None = every frame of the store.
+        every: step from one to the next, counted from the start; None = every frame of the store, without parts of a
+            second, as a cycle of the newest frame is made.
         where: the variable and its store, for messages.
 
     Raises:
@@ -74,6 +75,7 @@ def times_within(
     if start is not None and stop is not None and start > stop:
         raise ConfigError(f"the interval starts at {text_of(start)}, after its end {text_of(stop)}; swap them")
     check_times(times, where)
+    times = _whole_seconds(times)
     back = np.timedelta64(0) if spec.missing_frame == "use_available" else -frame_offsets(times, spec, where)[0]
     earliest, latest = times[0] + back, times[-1]
     start = earliest if start is None else start.astype("datetime64[ns]")
@@ -93,6 +95,12 @@ def times_within(
             f"from {text_of(times[0])} to {text_of(times[-1])}"
         )
     return found
+
+
+def _whole_seconds(times: Times) -> Times:
+    """The seconds in which times lie, each once; the times themselves where they are whole."""
+    whole = times.astype("datetime64[s]").astype(times.dtype)
+    return times if (whole == times).all() else np.unique(whole)
 
 
 def _lattice(start: np.datetime64, stop: np.datetime64, step: np.timedelta64, earliest: np.datetime64) -> EvenTimes:

@@ -5,6 +5,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -111,6 +112,15 @@ _CF_ATTRIBUTES = (
     "units", "standard_name", "_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned",
     "zr_a", "zr_b", "no_echo_value", "grid_mapping",
 )  # fmt: skip
+
+
+def _text_or_number(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, int | float) and isfinite(value)):
+        return value
+    raise ValueError("must be text or a finite number")
+
+
+Attribute = Annotated[str | int | float, BeforeValidator(_text_or_number)]
 
 
 class Part(BaseModel):
@@ -224,7 +234,7 @@ class OutputSpec(Part):
 
     store: str
     variable: str
-    attributes: dict[str, str | int | float] = {}
+    attributes: dict[str, Attribute] = {}
     packing: Packing = Packing()
     shards: PairOrAuto = "auto"
     chunks: PairOrAuto = "auto"

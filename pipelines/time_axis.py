@@ -29,7 +29,7 @@ def read_times(axis: Any, frames: int, where: str, all_times: bool) -> tuple[Tim
     while True:
         start = 0 if all_times else earlier(first, end, _chunk(axis))
         codes, first = np.concatenate([_read(axis, start, first), codes]), start
-        if first and np.all(codes == axis.fill_value):
+        if first and np.all(codes == _fill(axis)):
             continue
         times = _there(_decode_end(codes, axis, where)[: frames - first])
         if not first or len(times) > RECENT:
@@ -80,7 +80,12 @@ def _read(axis: Any, start: int, stop: int) -> NDArray[Any]:
 
 
 def _decode_end(codes: NDArray[Any], axis: Any, where: str) -> Times:
-    return decode_times(_written(codes, axis.fill_value), axis.attrs, where)
+    return decode_times(_written(codes, _fill(axis)), axis.attrs, where)
+
+
+def _fill(axis: Any) -> Any:
+    """What chunks read as that nobody has written: 0 where the store gives no fill value, as xarray's of Zarr v2."""
+    return 0 if axis.fill_value is None else axis.fill_value
 
 
 def _written(codes: NDArray[Any], fill: Any) -> NDArray[Any]:

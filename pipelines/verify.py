@@ -73,7 +73,7 @@ def verify(forecasts: xr.DataArray, observed: xr.DataArray, rules: Rules | None 
 
     Args:
         forecasts: (init_time, lead_time, y, x); NaN = missing. One field is loaded at a time.
-        observed: (time, y, x), same units and grid; NaN = not observed.
+        observed: (time, y, x), same units and grid; NaN = not observed. Both are compared in float32.
 
     Raises:
         InputError: a valid time was not observed, or the grids differ (names what was found).
@@ -100,7 +100,7 @@ def score_case(forecast: xr.DataArray, observed: xr.DataArray, rules: Rules | No
     valid_times = (forecast["init_time"] + forecast["lead_time"]).values
     _check(forecast, observed, valid_times)
     leads = [
-        _score_field(forecast.isel(lead_time=k).values, observed.sel(time=time).values, rules)
+        _score_field(_field(forecast.isel(lead_time=k)), _field(observed.sel(time=time)), rules)
         for k, time in enumerate(valid_times)
     ]
     return xr.concat(leads, forecast["lead_time"].variable).assign_coords(lead_time=forecast["lead_time"].values)
@@ -145,6 +145,11 @@ def _check(forecast: xr.DataArray, observed: xr.DataArray, valid_times: Any) -> 
             f"{unseen.size} valid time(s) of the forecast of {forecast['init_time'].values:.19} were not observed, "
             f"the first at {unseen[0]:.19}; observations end at {observed['time'].values[-1]:.19}"
         )
+
+
+def _field(field: xr.DataArray) -> Any:
+    """Values in float32, as those of thresholds are: 57 x 0.01 is below 0.57 in float64."""
+    return field.values.astype(np.float32, copy=False)
 
 
 def _score_field(forecast: Any, observed: Any, rules: Rules) -> xr.Dataset:

@@ -29,14 +29,22 @@ def rates(frames=4):
 
 @pytest.fixture
 def verified(tmp_path):
-    """Scores of a persistence forecast of the first frame, from a store with these units and seconds of jitter."""
+    """Scores of persistence forecasts of the first frames, from a store with these units and seconds of jitter."""
 
-    def verify(units, factor, jitter=(0, 0, 0, 0), attributes=RATE, unwritten=()):
+    def verify(
+        units, factor, jitter=(0, 0, 0, 0), attributes=RATE, unwritten=(), blank=(), cycles=1, thresholds=(0.1, 1.0)
+    ):
         times = START + np.arange(4) * np.timedelta64(5, "m") + np.array(jitter).astype("timedelta64[s]")
         coordinates = {"time": times, "y": np.arange(20) * 1000.0, "x": np.arange(30) * 1000.0}
-        rain = xr.DataArray(rates() * factor, coordinates, ("time", "y", "x"), attrs={"units": units})
+        seen = rates()
+        seen[list(blank)] = np.nan
+        rain = xr.DataArray(seen * factor, coordinates, ("time", "y", "x"), attrs={"units": units})
         rain.to_dataset(name="rain").to_zarr(
-            tmp_path / "radar.zarr", mode="w", consolidated=False, encoding={"rain": {"chunks": (1, 20, 30)}}
+            tmp_path / "radar.zarr",
+            mode="w",
+            consolidated=False,
+            encoding={"rain": {"chunks": (1, 20, 30)}},
+            write_empty_chunks=True,
         )
         for frame in unwritten:
             shutil.rmtree(tmp_path / "radar.zarr" / "rain" / "c" / str(frame))
@@ -53,15 +61,16 @@ def verified(tmp_path):
         grid = open_source(product.input).grid
         layout = choose_layout(grid.shape, 3, product.output)
         provenance = Provenance("", "persistence 1.0", "", {}, "", ())
-        draft = open_draft(
-            product.output.store, "rain", times[0], grid, product.leads, layout, attributes, provenance, True
-        )
-        codes = np.repeat(np.rint(rates(1) * 100).astype(np.int16), 3, axis=0)
-        for shard in layout.shards:
-            window = layout.shard_window(*shard)
-            write_block(draft, window, codes[:, *window.slices])
-        publish(draft, replace=True)
-        return verify_product(file, (), (0.1, 1.0))
+        for time, frame in zip(times[:cycles], rates(cycles), strict=True):
+            draft = open_draft(
+                product.output.store, "rain", time, grid, product.leads, layout, attributes, provenance, True
+            )
+            codes = np.repeat(np.rint(frame[None] * 100).astype(np.int16), 3, axis=0)
+            for shard in layout.shards:
+                window = layout.shard_window(*shard)
+                write_block(draft, window, codes[:, *window.slices])
+            publish(draft, replace=True)
+        return verify_product(file, (), thresholds)
 
     return verify
 
@@ -80,6 +89,12 @@ def test_frames_within_the_tolerance_count_as_observed(verified):
     assert sorted({score.lead_time.total_seconds() for score in scores.forecast}) == [300, 600]
 
 
+def test_a_forecast_at_a_threshold_is_an_event_as_what_was_observed_there_is(verified):
+    thresholds = tuple(np.unique(rates(1))[1:60].tolist())
+    scores = verified("mm h-1", 1, thresholds=thresholds)
+    assert [score.csi for score in scores.forecast] == [score.csi for score in scores.persistence]
+
+
 def test_units_that_do_not_fit_the_forecast_are_refused(verified):
     with pytest.raises(ConfigError, match="found no standard_name in K; expected lwe_precipitation_rate in mm h-1"):
         verified("K", 1)
@@ -90,3 +105,16 @@ def test_a_time_of_which_nothing_is_stored_is_not_observed(verified):
     known = [score for score in verified("mm h-1", 1).forecast if score.lead_time == timedelta(minutes=5)]
     found = verified("mm h-1", 1, unwritten=(2, 3)).forecast
     assert [replace(score, fss=0) for score in found] == [replace(score, fss=0) for score in known]
+
+
+def test_each_lead_time_is_scored_over_the_cycles_for_which_it_was_observed(verified):
+    """The newest cycle has been seen for a step or two only, and must not take the other lead times from the table."""
+    scores = verified("mm h-1", 1, cycles=3)
+    found = {(score.lead_time / timedelta(minutes=1), score.cases) for score in scores.forecast}
+    assert found == {(5, 3), (10, 2), (15, 1)}
+    assert [score.cases for score in scores.persistence] == [score.cases for score in scores.forecast]
+
+
+def test_a_frame_of_which_every_cell_is_missing_is_not_observed(verified):
+    leads = {score.lead_time / timedelta(minutes=1) for score in verified("mm h-1", 1, blank=(2,)).forecast}
+    assert leads == {5, 15}

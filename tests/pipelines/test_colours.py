@@ -17,9 +17,19 @@ def test_reflectivity_becomes_the_rain_rate_of_its_relation():
     assert rate.attrs["units"] == "mm h-1"
 
 
-@pytest.mark.parametrize(("units", "value"), [("mm h-1", 3.6), ("m s-1", 1e-6), ("kg m-2 s-1", 1e-3)])
+@pytest.mark.parametrize(
+    ("units", "value"),
+    [("mm h-1", 3.6), ("m s-1", 1e-6), ("kg m-2 s-1", 1e-3)]
+    + [(text, 3.6) for text in ("mm/hour", "mm h^-1", "mm per hour", "millimeters/hour")],
+)
 def test_rain_rate_in_other_units_is_the_same_rain_rate(units, value):
     assert float(rain_rate(field([value], units=units))[0]) == pytest.approx(3.6, rel=1e-6)
+
+
+@pytest.mark.parametrize("attrs", [{}, {"units": "mm"}, {"units": "m s-1", "standard_name": "wind_speed"}])
+def test_what_is_no_rain_rate_has_no_colours(attrs):
+    with pytest.raises(ConfigError, match=r"no colour table for rain in .*; expected dBZ or a rain rate"):
+        rain_rate(field([1.0], **attrs))
 
 
 def test_a_colour_table_with_falling_breaks_is_refused():

@@ -57,6 +57,14 @@ def test_both_ends_belong_to_the_interval():
     assert list(within(at(15), at(35), every=10)) == minutes(15, 25, 35)
 
 
+@pytest.mark.parametrize("every", [None, 5])
+def test_reference_times_are_whole_seconds_where_those_of_the_frames_are_not(every):
+    """As scans are stamped when they end; `squall run` makes the newest frame's cycle at its whole second, too."""
+    frames = np.sort(np.concatenate([FRAMES, FRAMES[5:6] + np.timedelta64(1, "ms")]) + np.timedelta64(400, "ms"))
+    assert list(within(stop=at(20), every=every, frames=frames)) == minutes(10, 15, 20)
+    assert list(within(at(20), at(31), frames=frames)) == minutes(20, 25, 30)
+
+
 def test_no_cycle_starts_before_its_history_can_be_there():
     assert list(within(stop=at(20))) == minutes(10, 15, 20)
     assert list(within(at(0), at(20), every=10)) == minutes(10, 20)

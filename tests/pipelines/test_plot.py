@@ -216,7 +216,9 @@ def test_real_reflectivity_stands_beside_a_rain_rate_forecast():
 
 
 def test_a_forecast_without_a_colour_table_is_refused(past, forecast):
-    with pytest.raises(ConfigError, match=r"no colour table for rain in 'K'; expected dBZ or one of mm h-1"):
+    with pytest.raises(
+        ConfigError, match="no colour table for rain in 'K'; expected dBZ or a rain rate, such as in mm"
+    ):
         draw_figure(past, forecast.assign_attrs(units="K"), title="")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -98,6 +99,23 @@ def write_axis(store: Path, numbers, chunk: int = 1, stored=None, length=None, f
     for index in range(len(numbers)) if stored is None else stored:
         rain[index] = 7
     return str(store)
+
+
+@pytest.mark.parametrize("units", ["seconds since 1970-01-01", UNITS])
+@pytest.mark.parametrize("known", [True, False])
+def test_an_append_in_progress_to_a_store_of_zarr_2_is_no_broken_axis(tmp_path, units, known):
+    """There xarray gives times no fill value: those that it has not written yet read as 0."""
+    store, times = tmp_path / "radar.zarr", times_of([5, 10, 15])
+    coordinates = {"time": times, "y": np.arange(2.0), "x": np.arange(2.0)}
+    rain = xr.DataArray(np.ones((3, 2, 2), np.float32), coordinates, ("time", "y", "x"), attrs={"units": "mm h-1"})
+    encoding = {"time": {"units": units, "dtype": "i8", "chunks": (1,)}, "rain": {"chunks": (1, 2, 2)}}
+    rain.to_dataset(name="rain").to_zarr(store, zarr_format=2, consolidated=False, encoding=encoding)
+    source = open_source(InputSpec(store=str(store), variable="rain", history=["0min"]))
+    group = zarr.open_group(store)
+    group["time"].resize((4,))
+    group["rain"].resize((4, 2, 2))
+    source = source.refresh() if known else open_source(InputSpec(store=str(store), variable="rain", history=["0min"]))
+    assert source.times.tolist() == times.tolist()
 
 
 @given(minutes, specs, st.one_of(st.none(), st.integers(-20, 300)), st.integers(1, 12), st.data())
