@@ -2,23 +2,28 @@
 
 The driver reads one part after the other, a small one first, so that the first blocks begin soon. Beside GPUs there are
 cores to spare, so Ray's processes read the other parts at the same time, too, and the driver only those that are not
-there yet: processes that were not there before take a second or more to start.
+there yet: processes that were not there before take a second or more to start. From its second cycle on it gives them
+time, for what it reads beside them makes all of them slower.
 """
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
+from threading import Event
+from time import monotonic
 from typing import Any
 
 import ray
 
+from jobs.heap import keep_freed_memory
 from pipelines.grid import Window
 from pipelines.source import Cycle, Part, Source
 from pipelines.spans import Stopwatch
 from pipelines.tiling import Tiling
 
 AT_ONCE = 8  # parts that are read at the same time, or a few more
+_PATIENCE_SECONDS = 0.2  # more than processes that are there need for all parts of a continent
 _OFTEN = 2  # times that workers would decode a chunk on average, from which on it is decoded for all of them
 
 
@@ -59,7 +64,8 @@ def share_frames(
     put = partial(_put, source=source, cycle=cycle, watch=watch)
     shared = {parts[0]: side.submit(put, parts[0])}
     asked = {part: _read.remote(source, cycle, part) for part in parts[1:]} if at_once else {}
-    return SharedFrames(shared | {part: side.submit(_take, asked.get(part), part, put) for part in parts[1:]})
+    take = partial(_take, put=put, until=monotonic() + _patience() if at_once else 0.0)
+    return SharedFrames(shared | {part: side.submit(take, asked.get(part), part) for part in parts[1:]})
 
 
 @cache
@@ -68,9 +74,21 @@ def _reader() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "frames")
 
 
-def _take(asked: Any, part: Window, put: Callable[[Window], Any]) -> Any:
-    """The part that another process was asked for if it is there, else one that is read here."""
-    there = [] if asked is None else ray.wait([asked], timeout=0, fetch_local=False)[0]
+_were_asked = Event()  # Ray's processes, by this one
+
+
+def _patience() -> float:
+    """Seconds for which Ray's processes are waited for: none the first time, for they must start then."""
+    seconds = _PATIENCE_SECONDS if _were_asked.is_set() else 0.0
+    _were_asked.set()
+    return seconds
+
+
+def _take(asked: Any, part: Window, put: Callable[[Window], Any], until: float) -> Any:
+    """The part that another process was asked for if it is there by then, else one that is read here."""
+    if asked is None:
+        return put(part)
+    there, _ = ray.wait([asked], timeout=max(0.0, until - monotonic()), fetch_local=False)
     return there[0] if there else put(part)
 
 
@@ -82,6 +100,7 @@ def _put(part: Window, source: Source, cycle: Cycle, watch: Stopwatch) -> Any:
 
 
 def _read_part(source: Source, cycle: Cycle, part: Window) -> Part:
+    keep_freed_memory()
     return Part(part, source.read(cycle, part))
 
 

@@ -43,8 +43,10 @@ class CropCanvas:
 
     def add(self, out: Result, tile: Tile) -> None:
         target, part = self._codes[:, *tile.core.within(self._window).slices], crop(out, tile)
-        put = _copy if part.dtype == target.dtype else self._encoder.encode
-        _map_fields(self._turn, put, part, target)
+        if part.dtype == target.dtype:
+            _map_fields(self._turn.ahead, _copy, part, target)  # at once: others wait for the lane that it lies in
+        else:
+            _map_fields(self._turn, self._encoder.encode, part, target)
 
     def ready(self, out: Result) -> Result:
         """Packed codes of a whole tile: packed once, added many times."""

@@ -21,7 +21,7 @@ from pipelines.threads import results_of
 T = TypeVar("T")
 
 _Job = tuple[float, int, "Future[Any] | None", Callable[[], Any]]  # turn, ticket; no future: the thread may go
-_LAST = float("inf")
+_FIRST, _LAST = -1.0, float("inf")
 
 
 class Team:
@@ -82,7 +82,12 @@ class Turn:
     """The place of one block in the work of a team."""
 
     team: Team
-    number: int
+    number: float
+
+    @property
+    def ahead(self) -> "Turn":
+        """A place before all blocks: for a moment's work that others wait for."""
+        return Turn(self.team, _FIRST)
 
     @property
     def threads(self) -> int:

@@ -6,6 +6,7 @@ import signal
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from time import monotonic, sleep
 
 import numpy as np
@@ -25,6 +26,8 @@ from jobs.pool import Pool, cluster_resources
 from jobs.prepare import load, prepare
 from jobs.trace import DRIVER
 from pipelines.errors import IncompleteError, InputError, OutputError
+from pipelines.source import Part
+from pipelines.spans import Stopwatch
 from pipelines.staging import this_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -263,6 +266,26 @@ def test_the_driver_reads_what_other_processes_have_not_read_in_time(ready, rech
     prepared, pool = ready("workers=1")
     alone = run_cycle(replace(prepared, gpu=True), pool, TIME, replace_published=True)
     assert files_of(Path(alone.path)) == files_of(Path(one_by_one.path))
+
+
+def test_from_the_second_cycle_on_the_driver_gives_other_processes_time(ready, rechunk, monkeypatch):
+    def slowly(source, cycle, part):
+        sleep(0.3)
+        return Part(part, source.read(cycle, part))
+
+    rechunk(64)
+    prepared, _ = ready("workers=1")
+    source, cycle_ = wait_for_inputs(prepared, TIME)
+    monkeypatch.setattr(frames, "_read", ray.remote(num_cpus=0)(slowly))
+    monkeypatch.setattr(frames, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(frames, "_were_asked", Event())
+    read = {}
+    for lap in ("first", "second"):
+        watch = Stopwatch()
+        with closing(share_frames(source, cycle_, prepared.plan.tiling, watch, at_once=True)) as shared:
+            assert shared.of(source.grid.window)
+        read[lap] = sum(span.stage == "read" for span in watch.spans)
+    assert read["first"] > read["second"] == 1
 
 
 def test_a_damaged_frame_that_is_read_all_at_once_ends_the_cycle(ready, product, rechunk):

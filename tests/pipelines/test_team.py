@@ -41,6 +41,19 @@ def test_what_came_first_is_done_first_whoever_asks_first():
     assert done == ["first", "first", "second", "second"]
 
 
+def test_what_is_ahead_is_done_before_all_that_waits():
+    team, done, held = Team(1), [], Event()
+    turn = team.turn()
+    blocked = team.submit(turn.number, held.wait)
+    waiting = team.submit(turn.number, lambda: done.append("waiting"))
+    ahead = team.submit(team.turn().ahead.number, lambda: done.append("ahead"))
+    held.set()
+    for future in [blocked, waiting, ahead]:
+        future.result(60)
+    assert done == ["ahead", "waiting"]
+    assert turn.ahead.threads == turn.threads
+
+
 def test_after_an_error_nothing_runs_any_more_and_the_team_goes_on():
     team, begun = Team(2), []
 
