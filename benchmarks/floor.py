@@ -84,17 +84,12 @@ class Bare:
     Attributes:
         gpu: compute on the GPU; 0 where the cores infer.
         core: of one core that infers; 0 where a GPU does.
-        enqueue: of the host to queue an inference.
-        around: of the calls around it: a call less the copies into and out of pinned memory and less the way of the
-            batch over the GPU.
         in_row: wall time, batches in a row with several in flight.
         bytes_in, bytes_out: over the host link, of a batch.
     """
 
     gpu: float
     core: float
-    enqueue: float
-    around: float
     in_row: float
     bytes_in: int
     bytes_out: int
@@ -138,16 +133,11 @@ def measure_bare(engine: Any, batches: Sequence[np.ndarray]) -> Bare:
     if not isinstance(engine, Timed):
         few = [batches[n % len(batches)] for n in range(CORE_LAPS)]
         core = float(np.median([_processor(partial(_call, engine, batch))[0] for batch in few]))
-        return Bare(0.0, core, 0.0, 0.0, _wall(lambda: [_call(engine, batch) for batch in few]) / CORE_LAPS, *sizes)
+        return Bare(0.0, core, _wall(lambda: [_call(engine, batch) for batch in few]) / CORE_LAPS, *sizes)
     splits = [engine.timed(_for_call(batches[n % len(batches)])) for n in range(MOST_LAPS)]
-    latency = float(np.median([split.latency_seconds for split in splits]))
-    calls = float(np.median([_wall(partial(_call, engine, batch)) for batch in [*batches, *batches]]))
-    staged = np.empty_like(batches[0])
-    copies = float(np.median([_wall(partial(np.copyto, staged, batch)) for batch in batches]))
     gpu = float(np.median([split.compute_seconds for split in splits]))
     row = _wall(lambda: _in_row(engine, batches)) / len(batches)
-    enqueue = float(np.median([split.enqueue_seconds for split in splits]))
-    return Bare(min(gpu, row), 0.0, enqueue, max(0.0, calls - copies - latency), row, *sizes)
+    return Bare(min(gpu, row), 0.0, row, *sizes)
 
 
 def _in_row(engine: Any, batches: Sequence[np.ndarray]) -> None:

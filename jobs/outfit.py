@@ -118,7 +118,7 @@ def change_outfit(worn: Outfit, setup: Setup, tell: Tell = log.info) -> Outfit:
 
 
 def _forecaster(setup: Setup, engine: Engine) -> Forecaster:
-    lane, takes_codes = _lanes(setup, engine)
+    lane, takes_codes = open_lanes(setup, engine)
     return Forecaster(
         tiling=setup.tiling,
         decoder=setup.decoder,
@@ -133,7 +133,7 @@ def _forecaster(setup: Setup, engine: Engine) -> Forecaster:
     )
 
 
-def _lanes(setup: Setup, engine: Engine) -> tuple[OpenLane, bool]:
+def open_lanes(setup: Setup, engine: Engine) -> tuple[OpenLane, bool]:
     """The lanes of an engine, and whether they take codes.
 
     They unpack and pack where the engine can and where no tiles are blended, which takes numbers.

@@ -2,7 +2,10 @@
 
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
+from time import thread_time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -18,7 +21,8 @@ from benchmarks.codes import Apart, compare, open_published, open_rival
 from benchmarks.contender import Contender
 from benchmarks.floor import Bare
 from benchmarks.laps import Ran
-from benchmarks.sections.engine_alone import host_overhead
+from benchmarks.sections import engine_alone
+from benchmarks.sections.engine_alone import host_overhead, host_seconds
 from benchmarks.sections.exact import forecast_plainly
 from benchmarks.sections.leak import LEAST, SETTLING, Growth, Row, growth_of
 from benchmarks.sections.several_gpus import several_gpus
@@ -114,13 +118,29 @@ def test_fewer_gpus_than_asked_for_are_said_and_nothing_is_run(tmp_path: Path, m
     assert line == "1 GPU(s) here; --gpus asks for 2"
 
 
+def test_filling_a_lane_is_no_part_of_what_the_host_does_for_a_batch() -> None:
+    class Slow:
+        def __setitem__(self, where, value):
+            end = thread_time() + 0.02
+            while thread_time() < end:
+                pass
+
+    lane = SimpleNamespace(given=Slow(), run=lambda: None)
+    assert host_seconds(lambda shape: nullcontext(lane), (1, 2, 8, 8)) < 0.01
+
+
 def test_the_hosts_part_of_a_batch_is_a_share_of_its_time_on_the_gpu(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Bench, "has_gpu", True)
     bench = Bench(tmp_path, None, QUICK, [1], False, {})
+    profile = SimpleNamespace(opt=(2, 4, 64, 32))
+    setup = SimpleNamespace(order=SimpleNamespace(spec=SimpleNamespace(profiles=[profile])))
+    monkeypatch.setattr(Bench, "engine", lambda self, case: SimpleNamespace(engine="engine"))
+    monkeypatch.setattr(engine_alone, "open_lanes", lambda setup, engine: (f"lanes of {engine}", True))
+    monkeypatch.setattr(engine_alone, "host_seconds", lambda lanes, shape: 0.0002)
     for name in ("mrms", "wet-wide-many"):
-        bench.cases[name] = Case(name, tmp_path, None)
-        bench.bares[name] = Bare(0.004, 0.0, 0.0001, 0.0001, 0.004, 1, 1)
-    assert "| mrms | 4.000 | 0.100 | 0.100 | 5.0% | <= 5 % |" in list(host_overhead(bench))
+        bench.cases[name] = Case(name, tmp_path, SimpleNamespace(setup=setup))
+        bench.bares[name] = Bare(0.004, 0.0, 0.004, 1, 1)
+    assert "| mrms | 2 x 4 x 64 x 32 | 4.000 | 0.200 | 5.0% | <= 5 % |" in list(host_overhead(bench))
     assert bench.record["host overhead"] == pytest.approx({"mrms": 0.05, "wet-wide-many": 0.05})
 
 
