@@ -5,11 +5,11 @@ import json
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
@@ -23,6 +23,7 @@ from engines.precision import Precision
 
 RECORD = "version.json"
 
+_OF_REGISTRY = ("cases", "graphs", "reports", RECORD)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -58,9 +59,9 @@ def write_release(
 
     Raises:
         ModelError: the package or a graph is refused.
-        RegistryError: its name or version is no name.
+        RegistryError: its name or version is no name, or its weights lie where a release has other files.
     """
-    names = ["model.onnx", "model.yaml", *sorted(external_files(parse_graph(package)))]
+    names = ["model.onnx", "model.yaml", *sorted(_places_of_weights(external_files(parse_graph(package))))]
     sources = {path: inside(package, path) for path in names} | dict(extras)
     files = {path: _copy(source, draft / path) for path, source in sources.items()}
     copied = load_package(draft)
@@ -155,6 +156,22 @@ def reading(path: Path | str) -> Iterator[None]:
 def _is_inside(path: str) -> bool:
     """True for the path of a file in a release, as `graphs/half.onnx`: none that leads elsewhere, not the record."""
     return path != RECORD and "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
+
+
+def _places_of_weights(names: Iterable[str]) -> set[str]:
+    """The files of weights by their paths in a release: `./w.bin` is `w.bin` there, as for whoever opens it.
+
+    Raises:
+        RegistryError: a path that no record may name, or that belongs to the registry.
+    """
+    places = {str(PurePosixPath(name)) for name in names}
+    for place in sorted(places):
+        if not _is_inside(place) or place.split("/")[0] in _OF_REGISTRY:
+            raise RegistryError(
+                f"the model keeps weights in {place!r}; expected a file beside it or in a folder of their own, without "
+                f"'..' and none of {', '.join(_OF_REGISTRY)}"
+            )
+    return places
 
 
 def _copy(source: Path, target: Path) -> str:

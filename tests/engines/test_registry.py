@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import runpy
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx.external_data_helper import set_external_data
 
 from engines.alias import ALIASES
 from engines.base import ModelError
@@ -72,6 +74,20 @@ def three(registry, make, report, plain, tmp_path):
     return registry
 
 
+def keep_weights(folder, model, named):
+    """Writes the model of a package with its weights in a file beside it, under a path that onnx.save does not take."""
+    (folder / named).parent.mkdir(exist_ok=True)
+    for tensor in model.graph.initializer:
+        data = tensor.raw_data
+        place = folder / named
+        start = place.stat().st_size if place.exists() else 0
+        with open(place, "ab") as file:
+            file.write(data)
+        set_external_data(tensor, named, start, len(data))
+        tensor.ClearField("raw_data")
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
 def versions_of(registry, alias="production"):
     return [move.version for move in registry.history("test", alias)]
 
@@ -101,6 +117,25 @@ def test_weights_in_other_files_come_along(registry, make, plain, tmp_path):
     registry.add(folder)
     found = registry.resolve("test", "1.0").folder
     assert {p.name for p in found.iterdir()} == {"model.onnx", "model.yaml", "model.data", "version.json"}
+
+
+@pytest.mark.parametrize(("named", "kept"), [("./w.bin", "w.bin"), ("data//w.bin", "data/w.bin")])
+def test_weights_may_be_named_by_a_roundabout_path(registry, make, plain, named, kept):
+    folder = make("1.0")
+    keep_weights(folder, plain(), named)
+    registry.add(folder)
+    assert registry.resolve("test", "1.0").weights_sha256 == registry.release("test", "1.0").weights_sha256
+    assert kept in registry.release("test", "1.0").files
+
+
+@pytest.mark.parametrize("named", ["data/../w.bin", "version.json", "reports/w.bin", "graphs/half.onnx"])
+def test_weights_in_the_place_of_what_the_registry_keeps_are_refused(registry, make, plain, named):
+    folder = make("1.0")
+    (folder / "data").mkdir()
+    keep_weights(folder, plain(), named)
+    with pytest.raises(RegistryError, match=f"keeps weights in '{re.escape(named)}'; expected a file beside it"):
+        registry.add(folder)
+    assert registry.models() == []
 
 
 def test_graphs_of_other_precisions_come_along_and_are_checked_like_every_file(registry, make, plain, tmp_path):
