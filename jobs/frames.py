@@ -2,8 +2,8 @@
 
 The driver reads one part after the other, a small one first, so that the first blocks begin soon. Beside GPUs there are
 cores to spare, so Ray's processes read the other parts at the same time, too, and the driver only those that are not
-there yet: processes that were not there before take a second or more to start. From its second cycle on it gives them
-time, for what it reads beside them makes all of them slower.
+there yet: processes that were not there before take a second or more to start. Once they have been in time it waits for
+them, for what it reads beside them makes all of them slower.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,7 +64,7 @@ def share_frames(
     put = partial(_put, source=source, cycle=cycle, watch=watch)
     shared = {parts[0]: side.submit(put, parts[0])}
     asked = {part: _read.remote(source, cycle, part) for part in parts[1:]} if at_once else {}
-    take = partial(_take, put=put, until=monotonic() + _patience() if at_once else 0.0)
+    take = partial(_take, put=put, until=monotonic() + (_PATIENCE_SECONDS if _are_in_time.is_set() else 0.0))
     return SharedFrames(shared | {part: side.submit(take, asked.get(part), part) for part in parts[1:]})
 
 
@@ -74,14 +74,7 @@ def _reader() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "frames")
 
 
-_were_asked = Event()  # Ray's processes, by this one
-
-
-def _patience() -> float:
-    """Seconds for which Ray's processes are waited for: none the first time, for they must start then."""
-    seconds = _PATIENCE_SECONDS if _were_asked.is_set() else 0.0
-    _were_asked.set()
-    return seconds
+_are_in_time = Event()  # processes of Ray, when this one asked them last
 
 
 def _take(asked: Any, part: Window, put: Callable[[Window], Any], until: float) -> Any:
@@ -89,7 +82,11 @@ def _take(asked: Any, part: Window, put: Callable[[Window], Any], until: float) 
     if asked is None:
         return put(part)
     there, _ = ray.wait([asked], timeout=max(0.0, until - monotonic()), fetch_local=False)
-    return there[0] if there else put(part)
+    if there:
+        _are_in_time.set()
+        return there[0]
+    _are_in_time.clear()
+    return put(part)
 
 
 def _put(part: Window, source: Source, cycle: Cycle, watch: Stopwatch) -> Any:

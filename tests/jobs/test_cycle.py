@@ -268,7 +268,7 @@ def test_the_driver_reads_what_other_processes_have_not_read_in_time(ready, rech
     assert files_of(Path(alone.path)) == files_of(Path(one_by_one.path))
 
 
-def test_from_the_second_cycle_on_the_driver_gives_other_processes_time(ready, rechunk, monkeypatch):
+def test_the_driver_waits_for_processes_that_were_in_time_before(ready, rechunk, monkeypatch):
     def slowly(source, cycle, part):
         sleep(0.3)
         return Part(part, source.read(cycle, part))
@@ -277,15 +277,22 @@ def test_from_the_second_cycle_on_the_driver_gives_other_processes_time(ready, r
     prepared, _ = ready("workers=1")
     source, cycle_ = wait_for_inputs(prepared, TIME)
     monkeypatch.setattr(frames, "_read", ray.remote(num_cpus=0)(slowly))
-    monkeypatch.setattr(frames, "_PATIENCE_SECONDS", 60.0)
-    monkeypatch.setattr(frames, "_were_asked", Event())
-    read = {}
-    for lap in ("first", "second"):
+    monkeypatch.setattr(frames, "_are_in_time", in_time := Event())
+
+    def read(patience):
+        """Parts that the driver reads."""
+        monkeypatch.setattr(frames, "_PATIENCE_SECONDS", patience)
         watch = Stopwatch()
         with closing(share_frames(source, cycle_, prepared.plan.tiling, watch, at_once=True)) as shared:
             assert shared.of(source.grid.window)
-        read[lap] = sum(span.stage == "read" for span in watch.spans)
-    assert read["first"] > read["second"] == 1
+        return sum(span.stage == "read" for span in watch.spans)
+
+    assert read(60) > 1
+    assert not in_time.is_set()
+    in_time.set()
+    assert read(60) == 1
+    assert in_time.is_set()
+    assert read(0.01) > 1
 
 
 def test_a_damaged_frame_that_is_read_all_at_once_ends_the_cycle(ready, product, rechunk):
