@@ -138,7 +138,7 @@ def _compare_fields(case: str, truth: Tensor, output: Tensor, rules: Rules, seam
         squared_error=float(np.square(error).sum()),
         max_error=float(np.abs(error).max(initial=0)),
         greatest_error=float(c.max() - r.max()) if r.size else 0.0,
-        nan_cells=int((is_lost & ~np.isnan(wanted)).sum()),
+        nan_cells=int((is_lost & (~np.isnan(wanted) | (np.isinf(output) & ~np.isinf(truth)))).sum()),
         moved_missing=float((np.isnan(wanted) != np.isnan(found)).mean()),
         moved_codes=float((_codes(wanted, rules) != _codes(found, rules)).mean()),
         events=np.array([_events(wanted, found, threshold) for threshold in rules.thresholds]).reshape(-1, 3),

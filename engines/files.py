@@ -61,7 +61,7 @@ def read_plain(path: Path, limit_bytes: int) -> bytes:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise ValueError(f"{path} is no plain file")
-            data = file.read(limit_bytes + 1)
+            data = file.read(min(limit_bytes, found.st_size) + 1)  # no room is taken for what is not there
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR):
             raise ValueError(f"{path} or its folder is a link or of another kind, not a plain file") from error

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,20 @@ from engines.files import read_plain, write_new
 MANIFEST, MAC, DATA = "manifest.json", "manifest.mac", "data"
 _MANIFEST_BYTES = 1 << 20
 _MAC_BYTES = 64
+
+
+def _are_texts(notes: Any) -> bool:
+    return isinstance(notes, dict) and all(isinstance(note, str) for note in notes.values())
+
+
+_FIT: Mapping[str, Callable[[Any], bool]] = {  # what each field of a manifest must be
+    "subject": lambda subject: isinstance(subject, dict),
+    "sha256": lambda digest: isinstance(digest, str),
+    "size_bytes": lambda size: type(size) is int and 0 <= size < 2**63,
+    "made_at": lambda time: isinstance(time, str),
+    "made_by": lambda host: isinstance(host, str),
+    "notes": _are_texts,
+}
 
 
 class DamagedError(EngineError):
@@ -101,8 +115,9 @@ def read_manifest(folder: Path, mac_key: bytes | None) -> Manifest:
         manifest = Manifest(**json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} is no manifest: {error}") from error
-    if not isinstance(manifest.size_bytes, int) or not isinstance(manifest.subject, dict):
-        raise DamagedError(f"{path} is no manifest: size_bytes or subject is of another type")
+    odd = [name for name, is_fit in _FIT.items() if not is_fit(getattr(manifest, name))]
+    if odd:
+        raise DamagedError(f"{path} is no manifest: {', '.join(odd)} cannot be")
     return manifest
 
 

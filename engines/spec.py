@@ -172,7 +172,7 @@ class EngineKey:
         try:
             rows = tuple((to_shape(low), to_shape(best), to_shape(high)) for low, best, high in tree["profiles"])
             return cls(**{**tree, "profiles": rows, "flags": frozenset(tree["flags"])})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"an engine key has malformed profiles or flags: {error}") from error
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from engines.base import ModelError
@@ -66,7 +67,7 @@ def type_model(
             package.onnx_path, record_conversion(precision, model), package.graph_sha256, package.weights_sha256
         )
     folder = home / _content(package, precision, calibration)
-    if not (folder / "model.onnx").exists():
+    if not _is_whole(folder / "model.onnx"):
         _save(_rewrite(onnx.load(package.onnx_path), precision, calibration), folder)
     return open_typed(folder / "model.onnx", precision, allow)
 
@@ -118,6 +119,14 @@ def _content(package: ModelPackage, precision: Precision, calibration: Sequence[
     for array in calibration if precision.arithmetic == "int8" else ():
         total.update(f"{array.shape}".encode() + np.ascontiguousarray(array, "<f4").tobytes())
     return f"{package.contract.name}-{precision}-{total.hexdigest()[:16]}"
+
+
+def _is_whole(path: Path) -> bool:
+    """False also for what a machine that failed has left empty or in part."""
+    try:
+        return bool(onnx.load(path).graph.node)
+    except (OSError, DecodeError):
+        return False
 
 
 def _save(model: onnx.ModelProto, folder: Path) -> None:

@@ -227,7 +227,7 @@ def _key(text: str, root: Path | None) -> "EngineKey":
         try:
             tree = json.loads(path.read_bytes())
             return EngineKey.from_json(tree.get("subject", tree))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise click.BadParameter(f"{path} holds no engine key: {error}") from error
     keys = open_cache(root).keys()
     found = [key for digest, key in keys.items() if digest.startswith(text)]

@@ -234,6 +234,12 @@ def named_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def claim(folder: Path, **claims: object) -> None:
+    """A manifest that says something else."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    rewrite(folder / "manifest.json", json.dumps(manifest | claims).encode())
+
+
 ACCIDENTS = {
     "one byte flipped": (lambda folder: flip(folder / "data"), "sha256"),
     "cut short": (lambda folder: rewrite(folder / "data", b"eng"), "sha256"),
@@ -247,6 +253,11 @@ ACCIDENTS = {
     "manifest is no JSON": (lambda folder: rewrite(folder / "manifest.json", b"{"), "no manifest"),
     "manifest nested without end": (lambda folder: rewrite(folder / "manifest.json", b"[" * 500_000), "no manifest"),
     "manifest is something else": (lambda folder: rewrite(folder / "manifest.json", b"[1]"), "no manifest"),
+    "size beyond all memory": (lambda folder: claim(folder, size_bytes=10**30, sha256="no"), "size_bytes cannot be"),
+    "size beyond this memory": (lambda folder: claim(folder, size_bytes=10**15, sha256="no"), "its manifest says no"),
+    "size below nothing": (lambda folder: claim(folder, size_bytes=-5), "size_bytes cannot be"),
+    "notes are none": (lambda folder: claim(folder, notes=None), "notes cannot be"),
+    "a note is no text": (lambda folder: claim(folder, notes={"a": 5}), "notes cannot be"),
     "manifest too long": (lambda folder: rewrite(folder / "manifest.json", b" " * 2_000_000), "at most"),
     "the folder is a link": (link_away, "link"),
     "the folder is a file": (lambda folder: (link_away(folder), folder.unlink(), folder.write_bytes(b"")), "link"),

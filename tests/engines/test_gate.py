@@ -271,6 +271,14 @@ def test_a_single_dry_cell_made_missing_is_refused(still):
     assert measures(bare.verdict(other)) == {"moved_missing"}
 
 
+def test_infinity_where_the_reference_is_missing_is_refused(still):
+    """It would be published as the greatest rain."""
+    verdict = still.verdict(
+        lambda batch: (lambda out: np.where(out < -0.5, np.float32("inf"), out))(still.reference(batch))
+    )
+    assert measures(verdict) == {"nan_cells"}
+
+
 def test_nan_may_stand_for_missing(still):
     verdict = still.verdict(
         lambda batch: (lambda out: np.where(out < -0.5, np.float32("nan"), out))(still.reference(batch))

@@ -41,6 +41,15 @@ def test_a_rewritten_graph_is_made_once_and_has_what_was_asked_for(package, tmp_
     assert open_typed(model.path, Precision.parse(asked)) == model
 
 
+@pytest.mark.parametrize("left", [0, 200])
+def test_a_graph_that_was_left_empty_or_in_part_is_rewritten(package, tmp_path, left):
+    model = type_model(package, Precision.parse("half"), tmp_path / "graphs")
+    whole = model.path.read_bytes()
+    model.path.write_bytes(whole[:left])
+    assert type_model(package, Precision.parse("half"), tmp_path / "graphs") == model
+    assert model.path.read_bytes() == whole
+
+
 def test_other_calibration_is_another_graph_of_int8_and_the_same_of_half(package, tmp_path, cases):
     def path(asked, some):
         return type_model(package, Precision.parse(asked), tmp_path / "graphs", some).path
