@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from engines.base import ModelError
 from engines.files import replace_file
-from engines.graph import digests
+from engines.graph import digests, first_line
 from engines.model import ModelPackage
 from engines.precision import (
     CONVERTER_VERSION,
@@ -76,9 +75,10 @@ def open_typed(path: Path, precision: Precision, allow: bool = False) -> TypedMo
     """A graph that was rewritten before.
 
     Raises:
+        ModelError: it is no ONNX file.
         PrecisionError: nothing of the graph is in the precision asked for.
     """
-    model = onnx.load(path)
+    model = _load(path)
     conversion = record_conversion(precision, model)
     if not (conversion.is_honoured or allow):
         raise PrecisionError(
@@ -124,9 +124,25 @@ def _content(package: ModelPackage, precision: Precision, calibration: Sequence[
 def _is_whole(path: Path) -> bool:
     """False also for what a machine that failed has left empty or in part."""
     try:
-        return bool(onnx.load(path).graph.node)
-    except (OSError, DecodeError):
+        _load(path)
+    except ModelError:
         return False
+    return True
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """A graph with its weights.
+
+    Raises:
+        ModelError: there is no such file, or it is no ONNX file.
+    """
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's DecodeError has moved between releases
+        raise ModelError(f"{path} is no ONNX file or is truncated: {first_line(error)}") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} is no ONNX file or is truncated: it holds no operators")
+    return model
 
 
 def _save(model: onnx.ModelProto, folder: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.cache import EngineCache, mac_key_from
+from engines.graph import inside
 from engines.model import ModelPackage
 from engines.precision import Precision
 from engines.spec import BuildSpec, Profile, Shape
@@ -60,11 +61,12 @@ def typed_graph(package: ModelPackage, precision: Precision) -> TypedModel:
     """The graph of a package in a precision: the one that came with it, else rewritten here.
 
     Raises:
-        ModelError: it cannot be had in this precision; int8 must come with the package, for it needs calibration.
+        ModelError: it cannot be had in this precision; int8 must come with the package, for it needs calibration. Or it
+            lies outside the package.
     """
-    stored = package.folder / GRAPHS / f"{precision}.onnx"
-    if precision != Precision() and stored.is_file():
-        return open_typed(stored, precision)
+    stored = f"{GRAPHS}/{precision}.onnx"
+    if precision != Precision() and (package.folder / stored).is_file():
+        return open_typed(inside(package.folder, stored), precision)
     return type_model(package, precision, cache_folder() / GRAPHS)
 
 
