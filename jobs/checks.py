@@ -1,5 +1,6 @@
 """Shards of blocks that are done, read back and checked by threads of the driver while workers make the others."""
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
@@ -45,3 +46,6 @@ class Checks:
 def _threads() -> ThreadPoolExecutor:
     """They stay from cycle to cycle: to start one takes longer than many a check."""
     return ThreadPoolExecutor(CHECKED_TOGETHER, "check")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has no thread of its parent's

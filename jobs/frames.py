@@ -6,6 +6,7 @@ there yet: processes that were not there before take a second or more to start. 
 them, for what it reads beside them makes all of them slower.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ def share_frames(
 def _reader() -> ThreadPoolExecutor:
     """The thread that reads; it stays from cycle to cycle, with its helpers and the memory that they have touched."""
     return ThreadPoolExecutor(1, "frames")
+
+
+os.register_at_fork(after_in_child=_reader.cache_clear)  # a forked process has no thread of its parent's
 
 
 _are_in_time = Event()  # processes of Ray, when this one asked them last
