@@ -1,12 +1,11 @@
 """Shards of blocks that are done, read back and checked by threads of the driver while workers make the others."""
 
-import os
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache
+from concurrent.futures import Future
 from typing import Any
 
 from pipelines.sink import CHECKED_TOGETHER, Draft, check_block
 from pipelines.spans import Stopwatch
+from pipelines.threads import end, staying
 from pipelines.tiling import Block
 
 
@@ -21,13 +20,11 @@ class Checks:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for check in self._begun:
-            check.cancel()
-        wait(self._begun)
+        end(self._begun)
 
     def begin(self, block: Block) -> None:
         """Has the shards of a block checked as soon as a thread is free."""
-        self._begun.append(_threads().submit(self._check, block))
+        self._begun.append(staying(CHECKED_TOGETHER, "check").submit(self._check, block))
 
     def whole(self) -> dict[str, str]:
         """All shards that were found whole, as `check_block` gives them; waits until all are checked.
@@ -40,12 +37,3 @@ class Checks:
     def _check(self, block: Block) -> dict[str, str]:
         with self._watch("check"):
             return check_block(self._draft, block.window)
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """They stay from cycle to cycle: to start one takes longer than many a check."""
-    return ThreadPoolExecutor(CHECKED_TOGETHER, "check")
-
-
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has no thread of its parent's

@@ -6,11 +6,10 @@ there yet: processes that were not there before take a second or more to start. 
 them, for what it reads beside them makes all of them slower.
 """
 
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from threading import Event
 from time import monotonic
 from typing import Any
@@ -21,6 +20,7 @@ from jobs.heap import keep_freed_memory
 from pipelines.grid import Window
 from pipelines.source import Cycle, Part, Source
 from pipelines.spans import Stopwatch
+from pipelines.threads import end, staying
 from pipelines.tiling import Tiling
 
 AT_ONCE = 8  # parts that are read at the same time, or a few more
@@ -44,9 +44,7 @@ class SharedFrames:
 
     def close(self) -> None:
         """What is not read yet is not read any more: a deadline has passed, or an error ends the cycle."""
-        for part in self.parts.values():
-            part.cancel()
-        wait(self.parts.values())
+        end(self.parts.values())
 
 
 def share_frames(
@@ -57,7 +55,7 @@ def share_frames(
     Args:
         at_once: Ray's processes read, too, all parts but the first at the same time.
     """
-    watch, side = watch or Stopwatch(), _reader()
+    watch, side = watch or Stopwatch(), staying(1, "frames")  # with the memory that it has touched
     seen = [tiling.reads(block) for block in tiling.blocks()]
     if sum(map(source.count_chunks, seen)) < _OFTEN * source.count_chunks(source.grid.window):
         return SharedFrames({source.grid.window: side.submit(ray.put, source)})
@@ -67,15 +65,6 @@ def share_frames(
     asked = {part: _read.remote(source, cycle, part) for part in parts[1:]} if at_once else {}
     take = partial(_take, put=put, until=monotonic() + (_PATIENCE_SECONDS if _are_in_time.is_set() else 0.0))
     return SharedFrames(shared | {part: side.submit(take, asked.get(part), part) for part in parts[1:]})
-
-
-@cache
-def _reader() -> ThreadPoolExecutor:
-    """The thread that reads; it stays from cycle to cycle, with its helpers and the memory that they have touched."""
-    return ThreadPoolExecutor(1, "frames")
-
-
-os.register_at_fork(after_in_child=_reader.cache_clear)  # a forked process has no thread of its parent's
 
 
 _are_in_time = Event()  # processes of Ray, when this one asked them last

@@ -2,8 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -28,6 +29,15 @@ _HELPERS = _Helpers()
 os.register_at_fork(after_in_child=_HELPERS.forget)  # threads do not come along
 
 
+@cache
+def staying(threads: int, name: str) -> ThreadPoolExecutor:
+    """Threads of the whole process, the same at every call; a forked process has its own."""
+    return ThreadPoolExecutor(threads, name)
+
+
+os.register_at_fork(after_in_child=staying.cache_clear)
+
+
 def map_on(threads: int, function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
     """What `map` gives, computed by so many threads; by the caller's own if it is one.
 
@@ -45,7 +55,7 @@ def results_of(futures: Sequence[Future[T]]) -> list[T]:
     try:
         wait(futures, return_when=FIRST_EXCEPTION)
     finally:
-        _end(futures)
+        end(futures)
     error = next(filter(None, (future.exception() for future in futures if not future.cancelled())), None)
     if error is None:
         return [future.result() for future in futures]
@@ -55,7 +65,8 @@ def results_of(futures: Sequence[Future[T]]) -> list[T]:
         del futures, error  # the error refers to this frame: a circle would keep the arrays of all callers
 
 
-def _end(futures: Sequence[Future[Any]]) -> None:
+def end(futures: Collection[Future[Any]]) -> None:
+    """None of them runs any more afterwards; what has not begun is left out."""
     for future in futures:
         future.cancel()
     wait(futures)

@@ -1,13 +1,11 @@
 """Shards are checked beside the blocks; what is no longer asked for is not checked."""
 
-import multiprocessing
 from contextlib import suppress
 from time import sleep
 from types import SimpleNamespace
 
 import pytest
 
-from jobs import checks, frames
 from jobs.checks import Checks
 from pipelines.errors import OutputError
 from pipelines.spans import Stopwatch
@@ -53,17 +51,3 @@ def test_after_an_error_no_check_begins_any_more(monkeypatch):
     at_end = len(begun)
     sleep(0.3)
     assert len(begun) == at_end < 200
-
-
-@pytest.mark.parametrize("threads", [checks._threads, frames._reader], ids=["check", "read"])
-def test_a_forked_process_has_threads_of_its_own(threads):
-    assert threads().submit(abs, -1).result(30) == 1
-    fork = multiprocessing.get_context("fork")
-    found = fork.Queue()
-    child = fork.Process(target=lambda: found.put(threads().submit(abs, -2).result(30)))
-    child.start()
-    try:
-        assert found.get(timeout=60) == 2
-    finally:
-        child.kill()
-        child.join()

@@ -5,7 +5,7 @@ from time import sleep
 
 import pytest
 
-from pipelines.threads import map_on
+from pipelines.threads import map_on, staying
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -70,3 +70,17 @@ def test_a_forked_process_has_threads_of_its_own():
     child.start()
     child.join(60)
     assert child.exitcode == 0
+
+
+def test_threads_that_stay_are_the_same_at_every_call_and_a_forked_process_has_its_own():
+    assert staying(2, "some") is staying(2, "some")
+    assert staying(2, "some").submit(abs, -1).result(30) == 1
+    fork = multiprocessing.get_context("fork")
+    found = fork.Queue()
+    child = fork.Process(target=lambda: found.put(staying(2, "some").submit(abs, -2).result(30)))
+    child.start()
+    try:
+        assert found.get(timeout=60) == 2
+    finally:
+        child.kill()
+        child.join()
