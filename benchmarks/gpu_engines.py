@@ -40,7 +40,7 @@ from engines.typed import TypedModel, type_model
 from engines.zoo import AdvectionSpec, UnetSpec, write_package
 from jobs import judge as judging
 from jobs.engine import batch_spec, describe_engine
-from jobs.setting import Purpose, find_setting
+from jobs.setting import Purpose, Setting, find_setting
 
 DAMAGES, SWAPS, LAPS = 200, 100, 60
 MODELS = {
@@ -82,9 +82,24 @@ class Bench:
         spec = batch_spec(shape, Precision.parse(precision))
         return replace(spec, level=1) if self.quick else spec
 
+    def setting(self, name: str) -> Setting:
+        """Of a zoo model and the shape that it is built for."""
+        zoo, tile, _ = MODELS[name]
+        return find_setting(load_package(write_package(zoo, self.home / name.replace(" ", "-"))), Purpose(tile=tile))
+
+    def make(self, name: str, precision: str) -> tuple[TypedModel, BuildSpec, Supplied]:
+        """A zoo model in a precision, with its engine; built when it is first asked for."""
+        if (name, precision) not in self.made:
+            setting = self.setting(name)
+            cases = setting.gather_cases(None, True).inputs if precision == "int8" else ()
+            model = type_model(setting.package, Precision.parse(precision), self.home / "graphs", cases)
+            spec = self.spec(setting.shape, precision)
+            self.made[name, precision] = model, spec, supply(self.runtime, self.cache, model, spec)
+        return self.made[name, precision]
+
     @property
     def unet(self) -> tuple[TypedModel, BuildSpec, Supplied]:
-        return self.made["U-Net w32 d4", "half"]
+        return self.make("U-Net w32 d4", "half")
 
 
 def main() -> None:
@@ -92,7 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/gpu"))
     parser.add_argument("--quick", action="store_true", help="smaller networks, builder optimization level 1")
     names = [section.__name__ for section in SECTIONS]
-    parser.add_argument("--only", nargs="+", choices=names, help="sections; most need the first, engines")
+    parser.add_argument("--only", nargs="+", choices=names, help="sections; each builds what it needs")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.out, ignore_errors=True)
     arguments.out.mkdir(parents=True)
@@ -121,20 +136,15 @@ def engines(bench: Bench) -> Iterator[str]:
     """Builds, precision obtained, gate and speed."""
     yield "| model | precision | build s | MB | obtained, layers | gate | worst reading | p50 ms a batch |"
     yield "|---|---|---|---|---|---|---|---|"
-    for name, (zoo, tile, precisions) in MODELS.items():
-        package = load_package(write_package(zoo, bench.home / name.replace(" ", "-")))
-        setting = find_setting(package, Purpose(tile=tile))
-        cases = setting.gather_cases(None, True)
-        reference = judging.reference_of(setting)
+    for name, (_, _, precisions) in MODELS.items():
+        setting = bench.setting(name)
+        cases, reference = setting.gather_cases(None, True), judging.reference_of(setting)
         for precision in precisions:
-            model = type_model(package, Precision.parse(precision), bench.home / "graphs", cases.inputs)
-            spec = bench.spec(setting.shape, precision)
             try:
-                supplied = supply(bench.runtime, bench.cache, model, spec)
+                model, _, supplied = bench.make(name, precision)
             except EngineError as error:
                 yield f"| {name} | {precision} | FAILED | | {str(error)[:300]} | | | |"
                 continue
-            bench.made[name, precision] = model, spec, supplied
             folder = bench.home / f"gate-{name.replace(' ', '-')}-{precision}"
             trial = judging.Candidate(model, supplied.engine, describe_engine(supplied))
             verdict = judging.judge(setting, cases, reference, trial, bench.runtime, folder)
@@ -159,7 +169,7 @@ def p50(engine: Any, shape: tuple[int, ...]) -> float:
 def half_against_float32(bench: Bench) -> Iterator[str]:
     """Half against float32 without TF32, interleaved."""
     shape = bench.unet[1].profiles[0].opt
-    pair = [bench.made["U-Net w32 d4", precision][2].engine for precision in ("float32", "half")]
+    pair = [bench.make("U-Net w32 d4", precision)[2].engine for precision in ("float32", "half")]
     batch = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     laps: list[list[float]] = [[], []]
     for _ in range(LAPS):
@@ -172,7 +182,7 @@ def half_against_float32(bench: Bench) -> Iterator[str]:
 def batches_and_bits(bench: Bench) -> Iterator[str]:
     """Does the result of a tile depend on the batch around it?"""
     for precision in ("float32", "half"):
-        _, spec, supplied = bench.made["U-Net w32 d4", precision]
+        _, spec, supplied = bench.make("U-Net w32 d4", precision)
         batch = np.random.default_rng(1).normal(size=spec.profiles[0].max).astype(np.float32)
         whole = supplied.engine(batch)
         alone = np.concatenate([supplied.engine(batch[n : n + 1]) for n in range(len(batch))])
@@ -217,7 +227,7 @@ def refit_cost(bench: Bench) -> Iterator[str]:
 
 def timing_cache(bench: Bench) -> Iterator[str]:
     """The same float32 build without and with a timing cache."""
-    model, spec, _ = bench.made["U-Net w32 d4", "float32"]
+    model, spec, _ = bench.make("U-Net w32 d4", "float32")
     spec = replace(spec, level=1)
     cold = build(model.path, spec)
     warm = build(model.path, spec, timing_cache=cold.timing_cache)
