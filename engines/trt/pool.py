@@ -8,7 +8,6 @@ from engines.cuda import DeviceBuffer, Mark, Stream
 
 log = logging.getLogger("engines.trt")
 
-ALIGNMENT = 256  # bytes; of every block that CUDA gives
 SPARE = 2  # a block may be as many times as large as what is asked for
 
 
@@ -33,15 +32,23 @@ class Pool:
         with self._lock:
             return sum(block.nbytes for block in (*self._taken.values(), *self._free))
 
-    def take(self, nbytes: int, alignment: int = ALIGNMENT) -> int:
-        """Address of so many bytes or more; 0 if there is no such memory, as TensorRT expects."""
-        if alignment > ALIGNMENT or not nbytes:
+    def take(self, nbytes: int, alignment: int = 0) -> int:
+        """Address of so many bytes or more; 0 if there is no such memory, as TensorRT expects.
+
+        Args:
+            alignment: that the address must be a multiple of; 0 = any.
+        """
+        if not nbytes:
             return 0
         block = self._used(nbytes) or self._fresh(nbytes)
         if block is None:
             return 0
         with self._lock:
             self._taken[block.handle] = block
+        if alignment and block.handle % alignment:
+            log.warning("CUDA gives memory at %#x; an engine asks for multiples of %d", block.handle, alignment)
+            self.give_back(block.handle)
+            return 0
         return block.handle
 
     def give_back(self, address: int) -> bool:

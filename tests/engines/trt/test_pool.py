@@ -59,7 +59,17 @@ def test_memory_that_is_not_there_is_address_0_and_said(pool, host_cuda, caplog)
     assert pool.take(101) == 0
     assert "no memory for 101 bytes of an engine: cudaMalloc failed" in caplog.text
     assert pool.take(0) == 0
-    assert pool.take(10, alignment=512) == 0
+
+
+def test_an_address_is_a_multiple_of_the_alignment_or_0(pool, caplog):
+    address = pool.take(10)
+    assert pool.give_back(address)
+    best = address & -address
+    assert pool.take(10, alignment=best) == address
+    assert pool.give_back(address)
+    assert pool.take(10, alignment=2 * best) == 0
+    assert f"CUDA gives memory at {address:#x}; an engine asks for multiples of {2 * best}" in caplog.text
+    assert pool.take(10) == address
 
 
 def test_an_address_that_is_not_taken_is_not_given_back(pool):
