@@ -69,18 +69,23 @@ class Bench:
         """The frames of a grid."""
         return Stores(self.home, self.data, self.sizes, max(self.gpus)).find(grid)
 
-    def case(self, grid: str, width: int = 1, many: bool = False, alone: bool = False) -> Case:
+    def case(self, grid: str, width: int = 1, members: int = 1, many: bool = False, alone: bool = False) -> Case:
         """The case of a grid, made at the first call.
 
         Args:
             width: of the network, in widths of the usual one.
+            members: of the network.
             many: prepared for a backfill, whose workers make whole cycles.
             alone: made by one worker, with the tiles and so the engine of the usual case.
         """
-        name = grid + "-wide" * (width > 1) + "-many" * many + "-one-worker" * alone
+        names = {"wide": width > 1, f"{members}-members": members > 1, "many": many, "one-worker": alone}
+        name = "-".join([grid, *(name for name, applies in names.items() if applies)])
         if name not in self.cases:
             settings = self._one_worker(grid) if alone else self.settings
-            file = self._write(name, self.store(grid), width, settings)
+            store, sizes = self.store(grid), self.sizes
+            spec = UnetSpec(width * sizes.width, sizes.depth, FRAMES, LEADS, store.step_minutes, members=members)
+            precision = "half" if self.has_gpu else "float32"
+            file = write_product(self.home / name, store, spec, settings, precision)
             here = Resources(min(1, cuda.device_count()), self.cores)
             self.cases[name] = Case(name, file.parent, prepare(load(file, []), here, whole_cycles=many))
         return self.cases[name]
@@ -88,10 +93,6 @@ class Bench:
     def _one_worker(self, grid: str) -> dict[str, Any]:
         tile = list(self.case(grid).prepared.plan.tiling.tile)
         return {**self.settings, "workers": 1, "tiling": {**self.settings.get("tiling", {}), "tile": tile}}
-
-    def _write(self, name: str, store: Store, width: int, settings: Mapping[str, Any]) -> Path:
-        spec = UnetSpec(width * self.sizes.width, self.sizes.depth, FRAMES, LEADS, store.step_minutes)
-        return write_product(self.home / name, store, spec, settings, "half" if self.has_gpu else "float32")
 
     def engine(self, case: Case) -> Supplied:
         """The engine of a case in this process, beside those of the workers; equal orders share one."""

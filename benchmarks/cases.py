@@ -15,6 +15,7 @@ from jobs.prepare import Prepared
 from pipelines.storms import write_storms
 
 FRAMES, LEADS, MEMBERS = 4, 18, 10
+CYCLES = 10  # of the wet store
 MOST_HISTORY = 16  # frames before the first cycle
 _RAIN, _ARCHIVE = ("precip_rate", "none"), "_archive"
 
@@ -97,7 +98,7 @@ class Stores:
         return Store(path if path.exists() else write_storms(path, getattr(self.sizes, grid), frames), *_RAIN, 5)
 
     def _wet(self) -> Store:
-        path, frames = self.home / "wet.zarr", FRAMES + MEMBERS - 1
+        path, frames = self.home / "wet.zarr", FRAMES + CYCLES - 1
         return Store(path if path.exists() else write_wet(path, self.sizes.mrms, frames, 5), *_RAIN, 5)
 
     def _archive(self, grid: str) -> Store:

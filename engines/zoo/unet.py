@@ -7,6 +7,7 @@ import onnx
 
 from engines.zoo.graph import Graph
 
+SPREAD = 0.01  # by which the fields of a member are stronger than those of the one before
 CORRECTION = 0.05  # size of the random correction to the newest field: dry cells stay dry, as in a trained net
 
 
@@ -20,6 +21,8 @@ class UnetSpec:
         frames: input fields, `step_minutes` apart, the last one at the reference time.
         leads: lead times, in steps.
         seed: of the weights.
+        members: passes of a batch through the network, each with the fields a little stronger; the forecast is their
+            mean.
 
     Raises:
         ValueError: a size below 1 (found, expected).
@@ -31,9 +34,11 @@ class UnetSpec:
     leads: int = 18
     step_minutes: float = 5
     seed: int = 0
+    members: int = 1
 
     def __post_init__(self) -> None:
         sizes = {"width": self.width, "depth": self.depth, "frames": self.frames, "leads": self.leads}
+        sizes["members"] = self.members
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; at least 1 is expected")
@@ -77,7 +82,7 @@ def _encoded(first: int, last: int, level: int) -> tuple[int, int]:
 def write_graph(spec: UnetSpec) -> onnx.ModelProto:
     """The graph: `frames` (n, frame, h, w) to `forecast` (n, lead, h, w), log10 of mm h-1; h, w multiples of stride."""
     graph, random = Graph("unet"), np.random.default_rng(spec.seed)
-    value, channels, skips = "frames", spec.frames, []
+    value, channels, skips = _members(graph, spec), spec.frames, []
     for level in range(spec.depth):
         value, channels = _pair(graph, random, value, channels, spec.width * 2**level)
         skips.append(value)
@@ -90,8 +95,25 @@ def write_graph(spec: UnetSpec) -> onnx.ModelProto:
         value, channels = _pair(graph, random, graph.concat([raised, skips[level]]), 2 * half, half)
     last = graph.floats(CORRECTION * _he(random, (spec.leads, channels, 1, 1), channels))
     newest = graph.channels("frames", spec.frames - 1, spec.frames)
-    graph.add(graph.op("Conv", value, last), newest)
+    graph.add(_mean(graph, spec, graph.op("Conv", value, last)), newest)
     return graph.model(spec.frames, spec.leads, "forecast")
+
+
+def _members(graph: Graph, spec: UnetSpec) -> str:
+    """The fields (member n, frame, h, w) of all members."""
+    if spec.members == 1:
+        return "frames"
+    return graph.concat([graph.scale("frames", 1 + SPREAD * member) for member in range(spec.members)], axis=0)
+
+
+def _mean(graph: Graph, spec: UnetSpec, value: str) -> str:
+    """(member n, lead, h, w) to the mean of the members (n, lead, h, w)."""
+    if spec.members == 1:
+        return value
+    shape = graph.op("Shape", "frames")
+    batch, field = graph.part(shape, 0, 0, 1), graph.part(shape, 0, 2)
+    sizes = graph.concat([graph.integers([spec.members]), batch, graph.integers([spec.leads]), field], axis=0)
+    return graph.op("ReduceMean", graph.op("Reshape", value, sizes), axes=(0,), keepdims=0)
 
 
 def _pair(graph: Graph, random: np.random.Generator, value: str, given: int, made: int) -> tuple[str, int]:

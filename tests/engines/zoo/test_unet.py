@@ -1,5 +1,6 @@
 """The U-Net: exact radius, finite and dry where the input is dry, and refusals."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from engines.ort import OrtEngine
 from engines.probe import probe
 from engines.zoo import UnetSpec, write_package
-from engines.zoo.unet import write_graph
+from engines.zoo.unet import SPREAD, write_graph
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -39,7 +40,16 @@ def test_another_seed_is_another_model():
     assert write_graph(UnetSpec(seed=1)) != write_graph(UnetSpec(seed=2))
 
 
-@pytest.mark.parametrize("name", ["width", "depth", "frames", "leads", "step_minutes"])
+def test_the_forecast_of_members_is_the_mean_of_theirs(load):
+    spec = UnetSpec(width=4, depth=2, frames=2, leads=3)
+    frames = np.random.default_rng(2).uniform(-2, 2.5, (2, 2, 32, 48)).astype(np.float32)
+    alone, newest = load(write_graph(spec)), frames[:, -1:]
+    each = [alone(frames * factor) - newest * factor for factor in np.float32([1, 1 + SPREAD, 1 + 2 * SPREAD])]
+    made = load(write_graph(replace(spec, members=3)))(frames)
+    np.testing.assert_allclose(made, newest + np.mean(each, axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["width", "depth", "frames", "leads", "step_minutes", "members"])
 def test_sizes_below_one_are_refused(name: str):
     with pytest.raises(ValueError, match=f"{name} is 0"):
         UnetSpec(**{name: 0})
