@@ -305,7 +305,8 @@ class TensorRTEngine:
         """Queue one inference between two addresses on the GPU; the shape of the result."""
         made = self._bind(shape, stream)
         addresses = buffers.given.handle, buffers.returned.handle
-        output = Output(buffers, math.prod(made) * np.dtype(self.specs[1].dtype).itemsize, stream)
+        nbytes = math.prod(made) * np.dtype(self.specs[1].dtype).itemsize
+        output = Output(buffers, nbytes, stream, self._memory.digest)
         self._replay.queue(addresses, stream, lambda stream: self._enqueue(addresses, stream), output)
         return made
 

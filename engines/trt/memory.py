@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from engines import cuda
 from engines.base import InferenceError, OutOfMemoryError
 from engines.cuda import DeviceBuffer
+from engines.trt.digest import Digest
 from engines.trt.lane import Buffers, LaneSize, Streams
 from engines.trt.pool import Pool
 
@@ -34,6 +35,7 @@ class Memory:
         queue: held by whoever puts work into the streams.
         activation: what engines compute in; may be another block each time the queue is held.
         weights: what else engines take; kept for the next one.
+        digest: of results, while the queue is held.
 
     Raises:
         EngineError: there is no such GPU.
@@ -52,7 +54,7 @@ class Memory:
         with ExitStack() as owned:
             self.streams = Streams.open(owned)
             self._streams_owned = owned.pop_all()
-        self.activation, self.weights = DeviceBuffer(0), Pool(self.streams.compute)
+        self.activation, self.weights, self.digest = DeviceBuffer(0), Pool(self.streams.compute), Digest()
 
     def lanes_of(self, size: LaneSize) -> int:
         """How many batches of this size may be on their way at once."""
@@ -131,6 +133,7 @@ class Memory:
             self._lanes, self._free = [], []
             self.activation.close()
             self.weights.close()
+            self.digest.close()
             self._streams_owned.close()
             self._change.notify_all()
 

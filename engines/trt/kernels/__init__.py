@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.base import EngineError
 
 FOLDER = Path(__file__).parent
-LOOK_UP, MASK, PACK = (FOLDER / f"{name}.cu" for name in ("look_up", "mask", "pack"))
+DIGEST, LOOK_UP, MASK, PACK = (FOLDER / f"{name}.cu" for name in ("digest", "look_up", "mask", "pack"))
 
 
 def ptx_of(source: Path) -> Path:

@@ -9,6 +9,7 @@ import ctypes
 import enum
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,9 @@ def _is_on(module: ModuleType, config: Any, flag: Any) -> bool:
     return toggles[-1][0].endswith("set_flag") if toggles else flag.name == "TF32"
 
 
+ALIGNMENT = 512  # of what CUDA gives, and of what TensorRT 8.6 asks for
+
+
 class _Weights:
     """Memory that goes with the engine."""
 
@@ -142,7 +146,7 @@ class _Weights:
         self.stream = () if hasattr(module.IGpuAllocator, "allocate") else (0,)
         suffix = "_async" * len(self.stream)
         take, self.give_back = (getattr(allocator, name + suffix) for name in ("allocate", "deallocate"))
-        self.address = take(1000, 256, 0, *self.stream)
+        self.address = take(1000, ALIGNMENT, 0, *self.stream)
         assert self.address
 
     def __del__(self) -> None:
@@ -287,7 +291,8 @@ class HostCuda:
         return self.devices
 
     def _cudaMalloc(self, nbytes: int) -> int:
-        block = (ctypes.c_byte * nbytes)()
+        room = (ctypes.c_byte * (nbytes + ALIGNMENT))()
+        block = (ctypes.c_byte * nbytes).from_buffer(room, -ctypes.addressof(room) % ALIGNMENT)
         self.blocks[ctypes.addressof(block)] = block
         return ctypes.addressof(block)
 
@@ -432,8 +437,14 @@ def _pack_on_host(_: str, bits: str, values: int, codes: int, count: int, table:
     made[...] = np.where(np.isnan(floats) | (floats < np.float32(below)), fill, found).astype(made.dtype)
 
 
-_ON_HOST = {"up": _look_up_on_host, "mask": _mask_on_host, "pack": _pack_on_host}
+def _digest_on_host(bytes_: int, total: int, count: int) -> None:
+    made = _host_array(total, (1,), np.dtype("u8"))
+    made += np.uint64(zlib.crc32(_host_array(bytes_, (count,), np.dtype("u1"))))
+
+
+_ON_HOST = {"digest": _digest_on_host, "up": _look_up_on_host, "mask": _mask_on_host, "pack": _pack_on_host}
 _MORE_ARGUMENTS = {
+    "digest": [],
     "up": [ctypes.c_void_p],
     "mask": [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int],
     "pack": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float],

@@ -7,6 +7,8 @@ import subprocess
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engines.base import EngineError
 from engines.codes import CodeTable
@@ -31,6 +33,8 @@ struct ushort4 { unsigned short x, y, z, w; };
 struct uchar4 { unsigned char x, y, z, w; };
 template <typename T> T __ldg(const T *at) { return *at; }
 static int __float_as_int(float value) { int bits; std::memcpy(&bits, &value, 4); return bits; }
+static unsigned long long atomicAdd(unsigned long long *at, unsigned long long by) { return *at += by; }
+#include "digest.cu"
 #include "look_up.cu"
 #include "mask.cu"
 #include "pack.cu"
@@ -47,6 +51,8 @@ extern "C" void float_16(unsigned b, unsigned t, const float *v, unsigned short 
 extern "C" void float_8(unsigned b, unsigned t, const float *v, unsigned char *c, long long n, const int *k,
                         const unsigned short *s, int lowest, int fill, float below)
 { run(b, t, pack_float_8, v, c, n, k, s, lowest, fill, below); }
+extern "C" void digested(unsigned b, unsigned t, const u8 *bytes, u64 *sum, long long n)
+{ run(b, t, digest, bytes, sum, n); }
 #define LOOK_UP(from, From, to, To) \
 extern "C" void found_##from##_##to(unsigned b, unsigned t, const From *f, To *v, long long n, const To *table) \
 { run(b, t, look_up_##from##_##to, f, v, n, table); }
@@ -131,6 +137,23 @@ def test_cells_that_are_missing_in_the_newest_frame_are_masked_at_every_lead_tim
     sizes = ctypes.c_longlong(cells), tiles, frames, leads
     kernel(3, 32, address(given), address(codes), *sizes, address(missing), fill)
     np.testing.assert_array_equal(codes, expected)
+
+
+def digest(host, data, blocks=3):
+    total = np.zeros(1, np.uint64)
+    host.digested(blocks, 32, address(data), address(total), ctypes.c_longlong(len(data)))
+    return int(total[0])
+
+
+@given(st.binary(min_size=1, max_size=400), st.data())
+def test_results_that_differ_in_a_bit_or_in_order_have_different_digests(host, data, more):
+    there = np.frombuffer(data, np.uint8).copy()
+    assert digest(host, there) == digest(host, there, blocks=1)
+    before, at = digest(host, there), more.draw(st.integers(0, len(data) - 1))
+    moved = np.roll(there, at)
+    assert (digest(host, moved) == before) == np.array_equal(moved, there)
+    there[at] ^= 1 << more.draw(st.integers(0, 7))
+    assert digest(host, there) != before
 
 
 # The PTX

@@ -9,6 +9,7 @@ from onnx import numpy_helper
 
 from engines import cuda
 from engines.base import DeviceLostError, EngineError, InferenceError
+from engines.trt import digest as digest_module
 from engines.trt import engine as engine_module
 from engines.trt.engine import TensorRTEngine
 from engines.trt.memory import Memory
@@ -47,6 +48,11 @@ def enqueued(surface):
     return sum(name == REFUSED for name, _ in surface.module.calls)
 
 
+def kept(host_cuda):
+    """What graphs leave behind; a kernel, once loaded, stays with the memory."""
+    return host_cuda.handles - host_cuda.libraries.keys()
+
+
 # Of an engine
 
 
@@ -65,11 +71,11 @@ def test_the_second_inference_is_captured_and_from_the_third_on_tensorrt_is_not_
 def test_a_capture_goes_into_a_stream_of_its_own_and_leaves_only_the_graph(load, surface, host_cuda):
     engine = load()
     check(engine)
-    handles = set(host_cuda.handles)
+    handles = kept(host_cuda)
     check(engine)
     streams = [args[0] for name, args in surface.module.calls if name == REFUSED]
     assert streams[0] == streams[1] == engine._memory.streams.compute.handle != streams[2]
-    assert len(host_cuda.handles - handles) == len(engine._replay) == 1
+    assert len(kept(host_cuda) - handles) == len(engine._replay) == 1
     assert not host_cuda.captures
 
 
@@ -85,11 +91,11 @@ def test_each_lane_has_a_graph_on_its_own_addresses(load, host_cuda):
 
 
 def test_another_shape_or_profile_forgets_the_graphs_of_the_one_before(load, host_cuda):
-    engine, handles = load(), set(host_cuda.handles)
+    engine, handles = load(), kept(host_cuda)
     for shape in [SHAPE, (1, 2, 8, 8), (2, 2, 17, 17), SHAPE]:
         check(engine, shape, times=4)
         assert len(engine._replay) == 1
-        assert len(host_cuda.handles - handles) == 1
+        assert len(kept(host_cuda) - handles) == 1
     check(engine, (1, 2, 8, 8))
     assert not len(engine._replay)
 
@@ -182,7 +188,7 @@ def test_an_engine_that_cannot_be_captured_is_queued_by_tensorrt_for_ever_and_sa
     caplog.set_level(logging.INFO, "engines.trt")
     engine = load()
     check(engine)
-    handles = set(host_cuda.handles)
+    handles = kept(host_cuda)
     host_cuda.fail[function] = status
     check(engine, times=5)
     host_cuda.fail.clear()
@@ -191,7 +197,7 @@ def test_an_engine_that_cannot_be_captured_is_queued_by_tensorrt_for_ever_and_sa
     assert enqueued(surface) == tried + 3
     assert host_cuda.called["cudaStreamBeginCapture"] == called == 1
     assert host_cuda.called["cudaGetLastError"] == 1
-    assert set(host_cuda.handles) == handles
+    assert kept(host_cuda) == handles
     told = [record for record in caplog.records if "CUDA graphs" in record.message]
     assert [record.levelname for record in told] == ["INFO"]
     assert f"TensorRT queues every batch: {function}" in told[0].message or "no work was captured" in told[0].message
@@ -227,22 +233,41 @@ def test_a_graph_that_cannot_be_launched_costs_no_batch(load, surface, host_cuda
 
 def test_a_graph_that_gives_another_result_is_never_used(load, surface, host_cuda, caplog):
     caplog.set_level(logging.INFO, "engines.trt")
-    engine, handles = load(), set(host_cuda.handles)
+    engine, handles = load(), kept(host_cuda)
     host_cuda._cudaGraphLaunch = lambda graph, stream: ()  # leaves the output as it was: spoiled
     check(engine, times=5)
     assert host_cuda.called["cudaGraphLaunch"] == 1
     assert "TensorRT queues every batch: the replay of a batch gave another result" in caplog.text
     assert not len(engine._replay)
-    assert set(host_cuda.handles) == handles
+    assert kept(host_cuda) == handles
 
 
 def test_a_proof_that_fails_half_way_costs_no_batch(load, host_cuda, caplog):
     caplog.set_level(logging.INFO, "engines.trt")
-    engine, handles = load(), set(host_cuda.handles)
+    engine, handles = load(), kept(host_cuda)
     host_cuda.fail["cudaGraphLaunch"] = "cudaErrorInvalidValue"
     check(engine, times=3)
     assert caplog.text.count("CUDA graphs") == 1
-    assert set(host_cuda.handles) == handles
+    assert kept(host_cuda) == handles
+
+
+@pytest.mark.parametrize("function", ["cuLibraryLoadData", "cuLaunchKernel"])
+def test_without_the_kernel_that_proves_them_there_are_no_graphs(load, host_cuda, caplog, function):
+    caplog.set_level(logging.INFO, "engines.trt")
+    engine, handles = load(), set(host_cuda.handles)
+    host_cuda.fail[function] = "CUDA_ERROR_NOT_SUPPORTED"
+    check(engine, times=4)
+    assert caplog.text.count("no CUDA graphs for this engine, TensorRT queues every batch") == 1
+    assert kept(host_cuda) == handles
+    engine.close()
+    assert not host_cuda.handles
+
+
+def test_a_kernel_that_was_not_installed_costs_no_batch(load, host_cuda, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(digest_module, "DIGEST", tmp_path / "digest.cu")
+    caplog.set_level(logging.INFO, "engines.trt")
+    check(load(), times=4)
+    assert "TensorRT queues every batch: a kernel cannot be read, install squall again" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -307,8 +332,8 @@ def stream(host_cuda):
 class Same:
     """An output that is always the same."""
 
-    def read(self):
-        return np.zeros(1)
+    def digest(self):
+        return 0
 
     def spoil(self):
         pass
