@@ -309,8 +309,9 @@ def test_a_kernel_that_unpacks_or_masks_otherwise_is_not_used(load, host_cuda, k
         return ()
 
     host_cuda._cuLaunchKernel = wrong
-    engine = load()
+    engine, batch = load(), noise(1, 2, 8, 8)
     with pytest.raises(EngineError, match=message):
         engine.packing(INT16, value_table())
+    np.testing.assert_array_equal(run(engine.packing(INT16), batch), expected(batch, INT16))  # without that kernel
     host_cuda._cuLaunchKernel = launch
-    assert run(engine.lane, noise(1, 2, 8, 8)).dtype == np.float32
+    assert run(engine.lane, batch).dtype == np.float32
