@@ -3,6 +3,7 @@
 EngineError
 ├── ModelError              the model package is refused
 │   └── RegistryError       the registry has no such version, or refuses to change
+├── DiskFullError           there is no room for a file, see engines/room.py
 └── InferenceError          the engine ran and failed
     ├── OutOfMemoryError    the batch does not fit; a smaller one may
     └── DeviceLostError     nothing will run on the GPU in this process any more

@@ -28,6 +28,7 @@ from engines.base import EngineError
 from engines.eviction import LIMIT_BYTES, Entry, to_evict
 from engines.files import discard, make_folders, put_folder, staging, sweep
 from engines.lock import Holder, Lock, LockError, hold
+from engines.room import room
 from engines.sealed import DATA, DamagedError, Manifest, describe, read_manifest, read_sealed, write_sealed
 from engines.spec import EngineKey
 
@@ -61,10 +62,11 @@ class CacheError(EngineError):
 
 @dataclass(frozen=True)
 class EngineFile:
-    """Bytes that were checked, and what they are."""
+    """Bytes that were checked, what they are, and why the cache could not keep them if it could not."""
 
     data: bytes
     manifest: Manifest
+    unkept: EngineError | None = None
 
 
 class BuildLog:
@@ -262,6 +264,7 @@ class EngineCache:
             self._store(key, data, manifest)
         except (CacheError, LockError) as error:
             log.warning("engine file not kept, the next process builds it again: %s", error)
+            return EngineFile(data, manifest, error)
         return EngineFile(data, manifest)
 
     def _store(self, key: EngineKey, data: bytes, manifest: Manifest) -> None:
@@ -375,12 +378,9 @@ def _number(folder: Path) -> int:
 
 @contextmanager
 def _writing(root: Path) -> Iterator[None]:
-    """Turns an OSError inside into a CacheError that names the path and the free bytes of its file system."""
+    """Turns an OSError inside into a CacheError that names the path and, if the disk is full, the room left."""
     try:
-        yield
+        with room(root):
+            yield
     except OSError as error:
-        existing = next(p for p in (root, *root.parents) if p.exists())
-        free = shutil.disk_usage(existing).free
-        raise CacheError(
-            f"cannot write {error.filename or root}: {error.strerror or error} ({free:,} bytes free)"
-        ) from error
+        raise CacheError(f"cannot write {error.filename or root}: {error.strerror or error}") from error

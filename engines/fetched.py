@@ -22,6 +22,7 @@ from engines.files import discard, make_folders, put_folder, staging, sweep, wri
 from engines.lock import LockError, hold, share
 from engines.model import ModelPackage
 from engines.release import RECORD, Release, as_json, open_release
+from engines.room import DiskFullError, room
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,9 @@ class Fetched:
 @contextmanager
 def _keeping(root: Path) -> Iterator[None]:
     try:
-        yield
+        with room(root):
+            yield
+    except DiskFullError:
+        raise
     except (OSError, LockError) as error:
         raise RegistryError(f"cannot keep fetched versions in {root}: {error}") from error

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engines.lock import LockError, hold
+from engines.room import room
 
 _READ_ONLY, _FOLDER = 0o444, os.O_RDONLY | os.O_DIRECTORY
 _AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK  # no link is followed, no pipe waited for
@@ -17,11 +18,19 @@ _AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK  # no link is followed, no pipe waited
 
 def write_new(path: Path, data: bytes) -> None:
     """Writes a new read-only file and waits until the disk has it; an existing one is a FileExistsError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _READ_ONLY)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+    with room(path, len(data)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _READ_ONLY)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies the bytes of a file, the folder of the copy made if need be."""
+    with room(target, source.stat().st_size):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def replace_file(path: Path, data: bytes) -> Path:
@@ -29,13 +38,14 @@ def replace_file(path: Path, data: bytes) -> Path:
 
     It is not waited for: a machine that fails may come up with the former file or an empty one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        draft.write_bytes(data)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with room(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_bytes(data)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
     return path
 
 

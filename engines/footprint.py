@@ -7,7 +7,6 @@ goes between a convolution and an operator without that layout is copied. For sm
 from collections import Counter
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import onnxruntime as ort
 
 from engines.base import ModelError
 from engines.graph import first_line, weights_as_inputs
+from engines.scratch import scratch_folder
 
 BLOCK = 16  # channels; 8 on processors without AVX-512
 BLOCKED = {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "BatchNormalization", "Add", "Mul"}
@@ -49,9 +49,9 @@ def bytes_per_cell(model: Path, channels: int, size: int | Shape = 256) -> float
 
 def _with_shapes(path: Path, shape: tuple[int, ...]) -> onnx.GraphProto:
     """The graph with the shape of every tensor, for an input of this shape, and what follows from the shape folded."""
-    with TemporaryDirectory() as folder:
-        _fold(_for_input(path, shape), path.parent, Path(folder) / "folded.onnx")
-        folded = onnx.load(Path(folder) / "folded.onnx", load_external_data=False)
+    with scratch_folder("squall-scratch-shapes-") as folder:
+        _fold(_for_input(path, shape), path.parent, folder / "folded.onnx")
+        folded = onnx.load(folder / "folded.onnx", load_external_data=False)
     inferred = onnx.shape_inference.infer_shapes(weights_as_inputs(folded), data_prop=True).graph
     for field in ("value_info", "output"):
         folded.graph.ClearField(field)

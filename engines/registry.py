@@ -45,6 +45,7 @@ from engines.release import (
     reading,
     write_release,
 )
+from engines.room import DiskFullError, room
 from engines.shelf import Shelf
 
 __all__ = ["Move", "Registry", "RegistryError", "Release", "open_registry"]
@@ -102,6 +103,7 @@ class Registry:
         Raises:
             ModelError: the package or a graph is refused.
             RegistryError: the version stands with other contents, a name is no name, or the disk refuses.
+            DiskFullError: there is no room for a copy; nothing was added.
         """
         reports = list(reports)
         extras = _extras("reports", reports) | _extras("cases", cases) | _extras("graphs", graphs)
@@ -299,7 +301,10 @@ class Registry:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            yield
+            with room(self._shelf.drafts):
+                yield
+        except DiskFullError:
+            raise
         except (OSError, LockError) as error:
             raise RegistryError(f"cannot write the registry {self._shelf.where()}: {error}") from error
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import onnx
 
 from engines.alias import ALIASES
 from engines.base import RegistryError
-from engines.files import settle
+from engines.files import copy_file, settle, write_new
 from engines.graph import external_files, first_line, inside, parse_graph
 from engines.model import ModelPackage, load_package
 from engines.precision import Precision
@@ -69,8 +68,7 @@ def write_release(
         _check_graph(draft / graph)
     model, version = checked_name(name or copied.contract.name, "model"), checked_version(copied.contract.version)
     release = Release(model, version, who, why, now(), copied.graph_sha256, copied.weights_sha256, files)
-    (draft / RECORD).write_bytes(as_json(release))
-    settle(draft / RECORD)
+    write_new(draft / RECORD, as_json(release))
     return release
 
 
@@ -176,8 +174,7 @@ def _places_of_weights(names: Iterable[str]) -> set[str]:
 
 def _copy(source: Path, target: Path) -> str:
     """Copies a file, safe on disk, and gives the sha256 of the copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    copy_file(source, target)
     settle(target)
     return _sha256(target)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engines.room import room_for_others
+
 
 @contextmanager
 def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
@@ -18,12 +20,16 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     Args:
         prefix: of the name; all folders that begin with it are of this kind.
         parent: None = the folder of temporary files.
+
+    Raises:
+        DiskFullError: what failed inside has left no room in the folder.
     """
     where = parent or Path(tempfile.gettempdir())
     _sweep(where, prefix)
     folder, lock = _make(where, prefix)
     try:
-        yield folder
+        with room_for_others(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)

@@ -36,13 +36,14 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Supplied:
-    """A loaded engine, its key, how it came about and what that took (seconds)."""
+    """A loaded engine, its key, how it came about, what that took (seconds), and why it is not kept if it is not."""
 
     engine: Engine
     key: EngineKey
     how: How
     seconds: float
     manifest: Manifest
+    unkept: EngineError | None = None
 
 
 def find_runtime(name: Name = "auto", threads: int = 1, lanes: int = LANES) -> Runtime:
@@ -85,7 +86,7 @@ def supply(
             key = replace(key, weights_sha256=model.weights_sha256)
             file, how = fetch(runtime, cache, key, model, spec, tell)
             engine = runtime.load(file.data)
-    return Supplied(engine, key, how, monotonic() - started, file.manifest)
+    return Supplied(engine, key, how, monotonic() - started, file.manifest, file.unkept)
 
 
 def fetch(

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from engines.base import ModelError
+from engines.files import copy_file
 from engines.graph import external_files, first_line, inside
 from engines.model import ModelPackage, load_package
 
@@ -70,8 +71,7 @@ def bring(files: Mapping[str, Path], folder: Path) -> ModelPackage:
 
 def _copy(files: Mapping[str, Path], draft: Path) -> ModelPackage:
     for name, path in files.items():
-        (draft / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, draft / name)
+        copy_file(path, draft / name)
     try:
         return load_package(draft)
     except ModelError as error:

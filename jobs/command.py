@@ -6,11 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
 
-from jobs import show
+from engines.room import DiskFullError
+from jobs import folders, show
 from jobs.outcome import Exit, exit_of
 
 as_json = click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -33,7 +35,7 @@ def ends_clearly(command: Callable[..., Exit | None]) -> Callable[..., None]:
         except click.ClickException:
             raise
         except Exception as error:
-            show.problem(error)
+            show.problem(error, _way_out(error))
             code = exit_of(error)
             if code is Exit.FAILED and "--debug" in sys.argv:
                 raise
@@ -59,6 +61,12 @@ def only_the_report() -> Iterator[None]:
     """What is printed meanwhile goes to stderr: Ray prints lines of its own, and stdout is read by machines."""
     with redirect_stdout(sys.stderr):
         yield
+
+
+def _way_out(error: BaseException) -> str:
+    """What to do about a full disk; nothing for other errors."""
+    full = next((each for each in (error, error.__cause__) if isinstance(each, DiskFullError)), None)
+    return "" if full is None else folders.way_out(Path(full.filename))
 
 
 def _interrupted(what: str = "") -> Exit:

@@ -1,6 +1,7 @@
 """Where squall keeps things on this machine, as the environment says."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,18 @@ def cache_limit_bytes() -> int:
     if not isinstance(limit, int) or limit <= 0:  # a number without a unit stays a text
         raise ConfigError(f"SQUALL_CACHE_LIMIT is {text!r}; expected a size such as 5GB or 500MB")
     return limit
+
+
+def way_out(full: Path) -> str:
+    """What to do about a path for which there is no room."""
+    owners = {
+        "SQUALL_CACHE": os.environ.get("SQUALL_CACHE") or str(_home("XDG_CACHE_HOME", "~/.cache")),
+        "SQUALL_REGISTRY": registry_place(),
+        "TMPDIR": tempfile.gettempdir(),
+    }
+    there = [name for name, folder in owners.items() if full.is_relative_to(folder)]
+    other = f", or let {there[0]} name a folder with more" if there else ""
+    return f"make room there{other}; then give the same command again"
 
 
 def _home(variable: str, default: str) -> Path:

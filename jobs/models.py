@@ -13,6 +13,7 @@ import numpy as np
 from engines.model import ModelPackage, load_package
 from engines.precision import Precision
 from engines.registry import Registry
+from engines.room import room
 from engines.zoo import KINDS, AdvectionSpec, PersistenceSpec, Spec, UnetSpec, write_package
 from jobs.contract import chain_text, model_needs
 from jobs.folders import cache_folder, open_registry
@@ -108,7 +109,8 @@ def _builtin_folder(spec: Spec) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=home, prefix="."))
     try:
-        write_package(spec, draft)
+        with room(draft):
+            write_package(spec, draft)
         digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(draft.iterdir()))).hexdigest()[:16]
         folder = home / f"{type(spec).__name__.removesuffix('Spec').lower()}-{digest}"
         if not folder.exists():

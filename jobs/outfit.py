@@ -136,7 +136,11 @@ def _forecaster(setup: Setup, engine: Engine) -> Forecaster:
 def open_lanes(setup: Setup, engine: Engine) -> tuple[OpenLane, bool]:
     """The lanes of an engine, and whether they take codes.
 
-    They unpack and pack where the engine can and where no tiles are blended, which takes numbers.
+    They unpack and pack where the engine can and where no tiles are blended, which takes numbers. Where it cannot do
+    both they only pack, and where not even that they do neither; the log says why.
+
+    Raises:
+        DeviceLostError: the GPU was lost meanwhile.
     """
     if setup.tiling.mode == "feather" or not isinstance(engine, Packs):
         return engine.lane, False
@@ -144,13 +148,22 @@ def open_lanes(setup: Setup, engine: Engine) -> tuple[OpenLane, bool]:
     if codes is None:
         log.info("results are packed on the host: larger ones have lesser codes somewhere, so no table tells them")
         return engine.lane, False
+    if values is None:
+        log.info("frames are decoded on the host: no table holds all codes of %s", setup.decoder.encoding.dtype)
+    elif open_lane := _packing(engine, codes, values, "frames are decoded on the host"):
+        return open_lane, True
+    return _packing(engine, codes, None, "results are packed on the host") or engine.lane, False
+
+
+def _packing(engine: Packs, codes: CodeTable, values: ValueTable | None, otherwise: str) -> OpenLane | None:
+    """Lanes that pack, and unpack if there are values; None if the engine cannot, which is logged as `otherwise`."""
     try:
-        return engine.packing(codes, values), values is not None
+        return engine.packing(codes, values)
     except DeviceLostError:
         raise
     except EngineError as error:
-        log.warning("frames are decoded and results are packed on the host: %s", error)
-        return engine.lane, False
+        log.warning("%s: %s", otherwise, error)
+        return None
 
 
 def code_table(encoder: Encoder) -> CodeTable | None:

@@ -72,9 +72,15 @@ def _calibration(setting: Setting) -> Callable[[], CaseSet]:
 
 
 def build_here(model: TypedModel, spec: BuildSpec, place: str, tell: Tell) -> EngineReport:
-    """The report of an engine that is in the cache of this machine now."""
+    """The report of an engine that is in the cache of this machine now.
+
+    Raises:
+        EngineError: it cannot be had, or the cache cannot keep it.
+    """
     supplied = supply(find_runtime(threads=usable_cores()), open_cache(), model, spec, tell)
     supplied.engine.close()
+    if supplied.unkept is not None:
+        raise supplied.unkept
     return _report(supplied, place)
 
 

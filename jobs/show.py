@@ -252,7 +252,8 @@ def warning(text: str) -> None:
     err.print(coloured("squall: warning:", "bold yellow", f" {text}"))
 
 
-def problem(error: BaseException) -> None:
-    """One clear error on stderr."""
-    name = type(error).__name__.removesuffix("Error")
-    err.print(coloured(f"squall: {name}:", "bold red", f" {str(error) or type(error).__name__}"))
+def problem(error: BaseException, way_out: str = "") -> None:
+    """One clear error on stderr, and what to do about it."""
+    name = type(error).__name__
+    text = "; ".join(filter(None, (str(error) or name, way_out)))
+    err.print(coloured(f"squall: {name.removesuffix('Error')}:", "bold red", f" {text}"))

@@ -63,7 +63,7 @@ class TensorRTEngine:
         cuda.require_device(f"running an engine with {self._surface.flavour} {self._surface.version}")
         cuda.select(device if memory is None else memory.device)
         self._is_closed = False
-        self._codes: WeakSet[Codes] = WeakSet()  # each belongs to whose batches cross by it
+        self._codes: WeakSet[Codes] = WeakSet()  # each is its users'; added to by who holds the queue
         with ExitStack() as owned:  # gives everything back if loading fails half way
             self._memory = owned.enter_context(closing(Memory(lanes, device))) if memory is None else memory
             self._journal = Journal(log_to(log))
@@ -132,8 +132,8 @@ class TensorRTEngine:
             self._memory.reserve_lanes(size)
             with self._memory.take(size) as buffers, self._queue() as streams:
                 border.prove(buffers, streams.compute)
+                self._codes.add(border)
             owned.pop_all()
-        self._codes.add(border)
         return partial(self._lane, border, size)
 
     @contextmanager
@@ -222,7 +222,8 @@ class TensorRTEngine:
     @property
     def buffer_bytes(self) -> int:
         """Memory of the GPU for inputs, outputs and their codes, of all lanes, and for the tables of codes."""
-        return self._memory.lane_bytes + sum(codes.nbytes for codes in self._codes)
+        with self._memory.queue:  # nobody adds to them meanwhile
+            return self._memory.lane_bytes + sum(codes.nbytes for codes in self._codes)
 
     @property
     def pinned_bytes(self) -> int:

@@ -1,21 +1,20 @@
 """Which codes of a store mean missing, on the GPU, and the kernel that makes cells missing at every lead time."""
 
 import ctypes
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import EngineError
-from engines.cuda import DeviceBuffer, PinnedBuffer, Stream, copy, upload
-from engines.kernel import Kernel
+from engines.cuda import DeviceBuffer, PinnedBuffer, Stream, copy
+from engines.kernel import LookUp
 from engines.trt.kernels import MASK, read_ptx
 
 TRIALS = 20_003
 
 
-class Mask:
+class Mask(LookUp):
     """Makes a cell of packed results missing where it is missing in the newest frame; for any streams and threads.
 
     Args:
@@ -34,16 +33,8 @@ class Mask:
         self, stored: np.dtype[Any], missing: NDArray[np.bool_], codes: np.dtype[Any], fill: int, stream: Stream
     ) -> None:
         self._stored, self._missing, self._codes, self._fill = stored, missing, codes, fill
-        with ExitStack() as owned:
-            self._table = owned.enter_context(upload(missing.astype(np.uint8), stream))
-            name = f"mask_{8 * stored.itemsize}_{8 * codes.itemsize}"
-            self._kernel = owned.enter_context(Kernel(read_ptx(MASK), name))
-            self._owned = owned.pop_all()
-
-    @property
-    def nbytes(self) -> int:
-        """Of the table on the GPU."""
-        return self._table.nbytes
+        name = f"mask_{8 * stored.itemsize}_{8 * codes.itemsize}"
+        super().__init__(read_ptx(MASK), name, [missing.astype(np.uint8)], stream)
 
     def apply(
         self,
@@ -63,7 +54,7 @@ class Mask:
         """
         tiles, cells = given[0], given[2] * given[3]
         sizes = ctypes.c_int(tiles), ctypes.c_int(given[1]), ctypes.c_int(made[1])
-        arguments = (frames, results, ctypes.c_longlong(cells), *sizes, self._table, ctypes.c_int(self._fill))
+        arguments = (frames, results, ctypes.c_longlong(cells), *sizes, self._tables[0], ctypes.c_int(self._fill))
         self._kernel.launch(tiles * cells, arguments, stream)
 
     def prove(self, frames: DeviceBuffer, results: DeviceBuffer, staged: PinnedBuffer, stream: Stream) -> None:
@@ -89,7 +80,3 @@ class Mask:
         differ = np.count_nonzero(staged.array(shape, self._codes) != expected)
         if differ:
             raise EngineError(f"the GPU masks {differ} of {before.size} codes otherwise than the newest frame says")
-
-    def close(self) -> None:
-        """Give everything back; not while it masks."""
-        self._owned.close()

@@ -1,7 +1,6 @@
 """A code table on the GPU, and the kernel that packs results by it."""
 
 import ctypes
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,8 @@ from numpy.typing import NDArray
 
 from engines.base import EngineError
 from engines.codes import CodeTable
-from engines.cuda import DeviceBuffer, PinnedBuffer, Stream, copy, upload
-from engines.kernel import Argument, Kernel
+from engines.cuda import DeviceBuffer, PinnedBuffer, Stream, copy
+from engines.kernel import Argument, LookUp
 from engines.trt.kernels import LOOK_UP, PACK, read_ptx
 
 RESULTS = ("float32", "float16")
@@ -18,7 +17,7 @@ AT_ONCE = 4  # values of a thread
 TRIALS = 20_003  # no multiple of 4
 
 
-class Packer:
+class Packer(LookUp):
     """Packs results of one type into the codes of one table; for as many streams and threads as there are.
 
     Args:
@@ -34,15 +33,7 @@ class Packer:
         if results not in RESULTS:
             raise EngineError(f"results are {results}; expected {' or '.join(RESULTS)} to be packed on the GPU")
         self.codes, self.dtype, self._results = codes, np.dtype(codes.dtype), np.dtype(results)
-        with ExitStack() as owned:
-            self._tables = [owned.enter_context(upload(table, stream)) for table in self._host_tables()]
-            self._kernel = owned.enter_context(Kernel(*self._program()))
-            self._owned = owned.pop_all()
-
-    @property
-    def nbytes(self) -> int:
-        """Of the tables on the GPU."""
-        return sum(table.nbytes for table in self._tables)
+        super().__init__(*self._program(), self._host_tables(), stream)
 
     def pack(self, values: DeviceBuffer, codes: DeviceBuffer, count: int, stream: Stream) -> None:
         """Queue the packing of the first values, which must not change meanwhile, into as many codes.
@@ -71,10 +62,6 @@ class Packer:
         differ = np.count_nonzero(staged.array(trials.shape, self.dtype) != expected)
         if differ:
             raise EngineError(f"the GPU packs {differ} of {trials.size} values into other codes than the table says")
-
-    def close(self) -> None:
-        """Give everything back; not while it packs."""
-        self._owned.close()
 
     def _program(self) -> tuple[bytes, str]:
         """The PTX, and the name of the kernel in it."""

@@ -1,20 +1,19 @@
 """A table of values on the GPU, and the kernel that makes an engine's input of codes by it."""
 
 import ctypes
-from contextlib import ExitStack
 
 import numpy as np
 
 from engines.base import EngineError
 from engines.codes import ValueTable
-from engines.cuda import DeviceBuffer, PinnedBuffer, Stream, copy, upload
-from engines.kernel import Kernel
+from engines.cuda import DeviceBuffer, PinnedBuffer, Stream, copy
+from engines.kernel import LookUp
 from engines.trt.kernels import LOOK_UP, read_ptx
 
 AT_ONCE = 4  # codes of a thread
 
 
-class Unpacker:
+class Unpacker(LookUp):
     """Unpacks the codes of one table into values; for as many streams and threads as there are.
 
     Args:
@@ -27,16 +26,8 @@ class Unpacker:
 
     def __init__(self, table: ValueTable, stream: Stream) -> None:
         self.table, self.dtype = table, np.dtype(table.dtype)
-        with ExitStack() as owned:
-            self._values = owned.enter_context(upload(table.values, stream))
-            name = f"look_up_{8 * self.dtype.itemsize}_{8 * table.values.itemsize}"
-            self._kernel = owned.enter_context(Kernel(read_ptx(LOOK_UP), name))
-            self._owned = owned.pop_all()
-
-    @property
-    def nbytes(self) -> int:
-        """Of the table on the GPU."""
-        return self._values.nbytes
+        name = f"look_up_{8 * self.dtype.itemsize}_{8 * table.values.itemsize}"
+        super().__init__(read_ptx(LOOK_UP), name, [table.values], stream)
 
     def unpack(self, codes: DeviceBuffer, values: DeviceBuffer, count: int, stream: Stream) -> None:
         """Queue that the first codes, which must not change meanwhile, become as many values.
@@ -46,7 +37,7 @@ class Unpacker:
         """
         if count > self.room(codes, values):
             raise ValueError(f"{count} codes do not fit buffers of {codes.nbytes} and {values.nbytes} bytes")
-        self._kernel.launch(-(-count // AT_ONCE), (codes, values, ctypes.c_longlong(count), self._values), stream)
+        self._kernel.launch(-(-count // AT_ONCE), (codes, values, ctypes.c_longlong(count), *self._tables), stream)
 
     def room(self, codes: DeviceBuffer, values: DeviceBuffer) -> int:
         """How many codes and their values two buffers hold."""
@@ -73,7 +64,3 @@ class Unpacker:
             raise EngineError(
                 f"the GPU unpacks {differ} of {len(self.table.values)} codes into other values than the table says"
             )
-
-    def close(self) -> None:
-        """Give everything back; not while it unpacks."""
-        self._owned.close()

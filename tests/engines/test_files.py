@@ -3,6 +3,7 @@ import errno
 import pytest
 
 from engines.files import replace_file
+from engines.room import DiskFullError
 
 
 def test_a_file_is_put_whole_in_place_of_the_one_before(tmp_path):
@@ -17,7 +18,7 @@ def test_a_file_that_the_disk_refuses_leaves_the_one_before_and_nothing_else(tmp
 
     replace_file(tmp_path / "file", b"one")
     monkeypatch.setattr("engines.files.os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match=f"the disk of {tmp_path} is full: file takes 3 bytes, .* bytes are free"):
         replace_file(tmp_path / "file", b"two")
     assert (tmp_path / "file").read_bytes() == b"one"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

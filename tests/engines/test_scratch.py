@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
+from engines.base import ModelError
+from engines.room import DiskFullError
 from engines.scratch import scratch_folder
 
+Usage = namedtuple("Usage", "total used free")
 PREFIX = "squall-scratch-build-"
 HOLD = f"""
 import time
@@ -71,3 +75,13 @@ def test_a_folder_of_another_user_is_left_alone(temporary, monkeypatch):
             assert theirs.exists()
     with scratch_folder(PREFIX):
         assert not theirs.exists()
+
+
+def test_a_full_disk_is_named_whatever_native_code_makes_of_it(temporary, monkeypatch):
+    monkeypatch.setattr("engines.room.shutil.disk_usage", lambda path: Usage(100, 100, 0))
+    with (
+        pytest.raises(DiskFullError, match=f"{temporary}/{PREFIX}.* is full: 0 bytes are free"),
+        scratch_folder(PREFIX),
+    ):
+        raise ModelError("ONNX Runtime cannot load model.onnx: Protobuf serialization failed")
+    assert not list(temporary.iterdir())

@@ -1,5 +1,6 @@
 """Commands of engines as a user runs them: prebuilt, listed, judged, measured; on this machine and on the cluster."""
 
+import errno
 import json
 
 import numpy as np
@@ -61,6 +62,18 @@ def test_an_engine_is_built_once_and_listed(unet):
     assert {row["digest"] for row in listed} == {row["digest"] for row in first}
     assert {row["precision"] for row in listed} == {"float32", "half"}
     assert "half" in squall("engine", "list").stdout
+
+
+def test_an_engine_that_the_cache_cannot_keep_is_not_ready(unet, home, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("engines.files.os.rename", full)
+    done = squall("engine", "build", unet, "--precision", "float32", *SHAPE)
+    assert done.exit_code == Exit.FAILED
+    said = " ".join(done.stderr.split())
+    assert f"the disk of {home / 'cache' / 'engine-cache'} is full" in said
+    assert "or let SQUALL_CACHE name a folder with more" in said
 
 
 def test_an_empty_cache_says_how_to_begin():

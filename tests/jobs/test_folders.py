@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from engines.eviction import LIMIT_BYTES
 from jobs.engine import open_cache
-from jobs.folders import cache_folder, cache_limit_bytes
+from jobs.folders import cache_folder, cache_limit_bytes, way_out
 from pipelines.errors import ConfigError
 
 
@@ -33,3 +35,19 @@ def test_a_limit_that_is_no_size_is_refused_before_anything_is_evicted(tmp_path,
     monkeypatch.setenv("SQUALL_CACHE_LIMIT", text)
     with pytest.raises(ConfigError, match=f"SQUALL_CACHE_LIMIT is '{text}'; expected a size such as 5GB"):
         open_cache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "other"),
+    [
+        ("/big/cache/publish/ab/cases.npz", ", or let SQUALL_CACHE name a folder with more"),
+        ("/data/models/rain/versions", ", or let SQUALL_REGISTRY name a folder with more"),
+        ("/scratch/squall-scratch-build-x", ", or let TMPDIR name a folder with more"),
+        ("/home/me/reports/gate.html", ""),
+    ],
+)
+def test_the_way_out_of_a_full_disk_names_the_variable_that_names_the_folder(monkeypatch, path, other):
+    for name, folder in (("SQUALL_CACHE", "/big/cache"), ("SQUALL_REGISTRY", "/data/models")):
+        monkeypatch.setenv(name, folder)
+    monkeypatch.setattr("jobs.folders.tempfile.gettempdir", lambda: "/scratch")
+    assert way_out(Path(path)) == f"make room there{other}; then give the same command again"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.base import DeviceLostError, EngineError
+from engines.base import DeviceLostError, EngineError, OutOfMemoryError
 from engines.codes import CodeTable, ValueTable
 from jobs import outfit
 from jobs.outfit import code_table, open_outfit
@@ -61,10 +61,13 @@ class CodeLane:
 
 @pytest.fixture
 def packing(monkeypatch):
-    """Engines of ONNX Runtime that take codes, or fail to with `packing.error`; the tables that they were asked for."""
+    """Engines of ONNX Runtime that take codes, or fail to with `packing.error`; the tables that they were asked for.
+
+    With `packing.only_to_take_them` they fail only if they are to take codes, too.
+    """
 
     class Asked(list):
-        error = None
+        error, only_to_take_them = None, False
 
     asked, real = Asked(), outfit.open_engine
 
@@ -73,7 +76,7 @@ def packing(monkeypatch):
 
         def packing(codes, values=None):
             asked.append((codes, values))
-            if asked.error is not None:
+            if asked.error is not None and not (asked.only_to_take_them and values is None):
                 raise asked.error
 
             @contextmanager
@@ -115,12 +118,14 @@ def test_a_forecast_of_codes_is_the_forecast_of_numbers(prepared, packing, monke
     assert packed
 
 
-def test_frames_that_are_not_of_integer_codes_are_decoded_on_the_host(prepared, packing, monkeypatch):
+def test_frames_that_are_not_of_integer_codes_are_decoded_on_the_host(prepared, packing, caplog):
+    caplog.set_level("INFO")
     decoder = prepared.setup.decoder
     floats = replace(decoder, encoding=replace(decoder.encoding, dtype="float32"))
     opened = open_outfit(replace(prepared.setup, decoder=floats))
     assert not opened.forecaster.takes_codes
-    assert packing[0][1] is None
+    assert [values for _, values in packing] == [None]
+    assert "frames are decoded on the host: no table holds all codes of float32" in caplog.text
     with opened.forecaster.lane((1, 2, 72, 72)) as lane:
         assert lane.given.dtype == np.float32
 
@@ -157,7 +162,33 @@ def test_where_a_gpu_cannot_pack_the_host_does_and_says_why(prepared, packing, c
         lane.given[...] = 1
         assert lane.run().dtype == np.float32
     assert not opened.forecaster.takes_codes
-    assert "frames are decoded and results are packed on the host: no kernel for this GPU" in caplog.text
+    assert [values is None for _, values in packing] == [False, True]
+    for told in ("frames are decoded on the host", "results are packed on the host"):
+        assert f"{told}: no kernel for this GPU" in caplog.text
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_where_a_gpu_only_cannot_take_codes_results_are_packed_there_all_the_same(
+    prepared, packing, monkeypatch, caplog, masked
+):
+    packing.error, packing.only_to_take_them = OutOfMemoryError("no room for the table of values"), True
+    setup = replace(prepared.setup, mask_from_input=masked)
+    packed = write_shards(setup, prepared, "packed")
+    assert [values is None for _, values in packing] == [False, True]
+    assert "frames are decoded on the host: no room for the table of values" in caplog.text
+    assert "results are packed on the host" not in caplog.text
+    monkeypatch.undo()
+    assert packed == write_shards(setup, prepared, "plain")
+
+
+def test_a_lane_that_only_packs_is_given_numbers_and_returns_codes(prepared, packing):
+    packing.error, packing.only_to_take_them = EngineError("no kernel"), True
+    opened = open_outfit(prepared.setup)
+    assert not opened.forecaster.takes_codes
+    with opened.forecaster.lane((1, 2, 72, 72)) as lane:
+        assert lane.given.dtype == np.float32
+        lane.given[...] = 1
+        assert lane.run().dtype == np.int16
 
 
 def test_a_gpu_that_is_lost_meanwhile_is_no_reason_to_go_on(prepared, packing):

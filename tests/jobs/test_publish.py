@@ -1,6 +1,9 @@
 """From a trained model to a release: what is obtained, what is refused, and what a killed run leaves to the next."""
 
+import errno
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -320,6 +323,47 @@ def test_a_precision_that_cannot_be_had_is_said_so_and_refused(home):
     assert (code, report["refused"], half["typed"]["obtained"]) == (6, ["half"], "float32")
     assert "nothing to compute in half" in half["judged"]["summary"]
     assert Registry(home / "registry").gates("rain", "1.0")["gate-half.json"] is False
+
+
+@pytest.mark.parametrize(
+    ("part", "owner", "finished"),
+    [
+        ("/model.yaml", "SQUALL_CACHE", []),
+        ("/cases.npz", "SQUALL_CACHE", []),
+        ("/graphs/half.onnx", "SQUALL_CACHE", ["cases"]),
+        ("/gate-half.html", "SQUALL_CACHE", ["cases", "type-half", "build-half"]),
+        ("/registry/.staging/", "SQUALL_REGISTRY", ["cases", "type-half", "build-half", "gate-half", "bench"]),
+    ],
+)
+def test_a_full_disk_ends_with_1_says_the_way_out_and_costs_no_step_that_was_done(
+    home, monkeypatch, part, owner, finished
+):
+    words = (write_model(home / "unet"), "--precision", "half")
+    with monkeypatch.context() as patch:
+        fill(patch, part)
+        done = squall("publish", *words, "--as", "rain", *SHAPE)
+    assert done.exit_code == Exit.FAILED
+    said = " ".join(done.stderr.split())
+    assert f"squall: DiskFull: the disk of {home}" in said
+    assert f"make room there, or let {owner} name a folder with more; then give the same command again" in said
+    code, report = publish(*words)
+    assert (code, [step["name"] for step in report["steps"] if step["was_finished"]]) == (0, finished)
+    assert not list((home / "registry" / ".staging").iterdir())
+
+
+def fill(monkeypatch, part):
+    """No file whose path has that part finds room from now on."""
+
+    def refusing(real):
+        def refuse(source, target, *args, **options):
+            if part in str(target):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(source, target, *args, **options)
+
+        return refuse
+
+    monkeypatch.setattr(os, "replace", refusing(os.replace))
+    monkeypatch.setattr(shutil, "copyfile", refusing(shutil.copyfile))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The commands of registry and engine cache, as a user runs them: text, JSON, exit codes."""
 
+import errno
 import json
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -89,6 +91,19 @@ def test_a_registry_is_named_by_an_option_too_and_a_bad_url_ends_with_5_and_one_
     assert code == 5
     assert "no registry can be kept at https://host/models" in said
     assert "Traceback" not in said
+
+
+def test_a_model_for_which_there_is_no_room_ends_with_1_and_is_added_later(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = ("add", write_package(PersistenceSpec(), tmp_path / "still"), "--as", "rain")
+    with monkeypatch.context() as patch:
+        patch.setattr("engines.files.shutil.copyfile", full)
+        code, said = run(model, *words)
+    assert code == 1
+    assert re.search(r"/version is full: model.onnx takes [\d,]+ bytes, .* or let SQUALL_(REGISTRY|CACHE) name", said)
+    assert run(model, *words)[0] == 0
 
 
 def test_an_empty_registry_says_how_to_begin(run):

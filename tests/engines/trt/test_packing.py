@@ -3,6 +3,7 @@
 import gc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from engines.base import DeviceLostError, EngineError, InferenceError, OutOfMemoryError, Packs
 from engines.codes import CodeTable, ValueTable
 from engines.trt import engine as engine_module
+from engines.trt.border import Codes
 from engines.trt.engine import TensorRTEngine
 from engines.trt.lane import LaneSize
 
@@ -112,6 +114,27 @@ def test_memory_is_counted_and_given_back(load, host_cuda):
     assert not host_cuda.handles
     with pytest.raises(InferenceError, match="the engine is closed"), kept((1, 2, 8, 8)):
         pass
+
+
+def test_memory_is_counted_while_another_thread_makes_lanes(load, monkeypatch):
+    engine = load()
+    kept, threads = [engine.packing(INT16), engine.packing(INT16)], []
+    nbytes = Codes.nbytes.fget
+
+    def counted_beside_another(codes):
+        if not threads:
+            threads.append(Thread(target=lambda: kept.append(engine.packing(UINT8))))
+            threads[0].start()
+            threads[0].join(0.2)  # long enough to get in between, if it can
+        return nbytes(codes)
+
+    before = engine.buffer_bytes
+    monkeypatch.setattr(Codes, "nbytes", property(counted_beside_another))
+    assert engine.buffer_bytes == before
+    threads[0].join()
+    assert len(kept) == 3
+    assert engine.buffer_bytes > before
+    engine.close()
 
 
 def test_a_shape_that_does_not_fit_has_no_lane(load):
@@ -309,8 +332,9 @@ def test_a_kernel_that_unpacks_or_masks_otherwise_is_not_used(load, host_cuda, k
         return ()
 
     host_cuda._cuLaunchKernel = wrong
-    engine = load()
+    engine, batch = load(), noise(1, 2, 8, 8)
     with pytest.raises(EngineError, match=message):
         engine.packing(INT16, value_table())
+    np.testing.assert_array_equal(run(engine.packing(INT16), batch), expected(batch, INT16))  # without that kernel
     host_cuda._cuLaunchKernel = launch
-    assert run(engine.lane, noise(1, 2, 8, 8)).dtype == np.float32
+    assert run(engine.lane, batch).dtype == np.float32
