@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.make import CycleReport, Filled, Status, describe_cycle, make_cycle
 from pipelines.cycles import PublishedCycle, find_cycle
-from pipelines.errors import AlreadyPublishedError, IncompleteError, InputError
+from pipelines.errors import AlreadyPublishedError, IncompleteError, InputError, RewrittenError
 from pipelines.history import History, Inputs
 from pipelines.run import Forecaster, run_block
 from pipelines.sink import Draft, point_latest
@@ -96,6 +96,8 @@ class Hindcast:
             return self._publish(reference_time)
         except AlreadyPublishedError as error:
             return report(Status.ALREADY, "", note=str(error))
+        except RewrittenError:  # of every cycle that is not made yet
+            raise
         except (InputError, IncompleteError) as error:
             return report(Status.FAILED, "", note=str(error))
 

@@ -82,6 +82,16 @@ def read_encoding(
     return found
 
 
+def changes(before: Encoding, now: Encoding) -> list[str]:
+    """In words, what of an encoding is not as it was before; NaN is as NaN.
+
+    >>> changes(Encoding("int16", -1.0, scale_factor=0.5), Encoding("int16", -1.0, scale_factor=0.1))
+    ['scale_factor is 0.1, before 0.5']
+    """
+    pairs = ((name, repr(value), repr(vars(now)[name])) for name, value in vars(before).items())
+    return [f"{name} is {found}, before {known}" for name, known, found in pairs if found != known]
+
+
 def _check_fill(fill: float, encoding: Encoding, where: str, means_missing: bool) -> None:
     """Refuses a fill value of which nobody can tell whether it means missing.
 

@@ -4,7 +4,8 @@ PipelineError
 ├── ConfigError             the product file is wrong, or does not fit its store or model
 ├── InputError              the input cannot make this cycle
 │   ├── NotYetError         a frame has not arrived (waiting may help)
-│   └── CorruptInputError   stored bytes are damaged or unreadable
+│   ├── CorruptInputError   stored bytes are damaged or unreadable
+│   └── RewrittenError      the store is another than it was when it was opened (starting again helps)
 └── OutputError             the forecast could not be written
     ├── AlreadyPublishedError   this cycle stands already; nothing was changed
     └── IncompleteError         shards are missing or damaged; nothing was published
@@ -29,6 +30,10 @@ class NotYetError(InputError):
 
 class CorruptInputError(InputError):
     """Stored bytes are damaged or cannot be read."""
+
+
+class RewrittenError(InputError):
+    """The store was written anew since it was opened, and its codes mean something else, or lie elsewhere."""
 
 
 class OutputError(PipelineError):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from zarr.buffer.cpu import NDBuffer
 
 from pipelines.axes import dim_names, find_dims, is_axis, read_grid
-from pipelines.encoding import Encoding, check_sense, count_missing, is_missing, read_encoding
-from pipelines.errors import CorruptInputError, InputError, NotYetError
+from pipelines.encoding import Encoding, changes, check_sense, count_missing, is_missing, read_encoding
+from pipelines.errors import CorruptInputError, InputError, NotYetError, RewrittenError
 from pipelines.frames import Cycle, Times, check_missing, check_times, choose_frames, suffice, text_of
 from pipelines.grid import Grid, Window
 from pipelines.product import InputSpec, Product
@@ -111,8 +111,11 @@ class Source:
 
         Raises:
             InputError: as `open_source`.
+            RewrittenError: codes or grid are not those of before: what was made ready for these is wrong for those.
         """
-        return _load(self.store, self.variable, self.given, self)
+        found = _load(self.store, self.variable, self.given, self)
+        self._refuse_changes(changes(self.encoding, found.encoding) + _moves(self.grid, found.grid))
+        return found
 
     def reaching(self, is_enough: Callable[[Times], bool]) -> "Source":
         """The source with as many of its earlier times as are enough, or with all; read in growing steps.
@@ -143,6 +146,7 @@ class Source:
             CorruptInputError: stored bytes are damaged or cannot be read (names frame and window), or the store
                 has vanished. A changed byte is noticed by a checksum (crc32c, zstd or blosc with one) or when
                 the codec stumbles over it; without a checksum it may decode to wrong values unnoticed.
+            RewrittenError: the store was written anew since it was opened, with other codes or chunks.
             InputError: values that make no sense, such as a rain rate of -999 (see `check_sense`).
         """
         shape = len(cycle.frame_indices), *window.shape
@@ -154,18 +158,39 @@ class Source:
         if not inside.cells or not frames:
             return raw
         target = raw[:, *inside.within(window).slices]
-        map_on(len(frames), lambda position: self._read_frame(cycle, position, inside, target[position]), frames)
-        self.check_still_there()
+        try:
+            map_on(len(frames), lambda position: self._read_frame(cycle, position, inside, target[position]), frames)
+        except InputError:
+            self.check_unchanged()  # of another store codes are damaged, or make no sense
+            raise
+        self.check_unchanged()
         return raw
 
     def read_frames(self, cycle: Cycle) -> Raw:
         """Codes of the cycle's whole frames, (frame, y, x)."""
         return self.read(cycle, self.grid.window)
 
-    def check_still_there(self) -> None:
-        """Raises CorruptInputError if the store has vanished: its chunks would then read as missing cells."""
+    def check_unchanged(self) -> None:
+        """Looks whether what was read lately was read rightly.
+
+        Raises:
+            CorruptInputError: the store has vanished: its chunks would then read as missing cells.
+            RewrittenError: it is another one by now: codes mean something else, or lie elsewhere.
+        """
         with reading(f"{self.where}, which was there a moment ago,", CorruptInputError):
-            self._reopened()
+            found = self._reopened()
+            encoding = _encoding(found, dict(found.attrs) | dict(self.given), self.where)
+            before, now = _sizes(self._array()), _sizes(found)
+        self._refuse_changes(
+            changes(self.encoding, encoding) + [f"chunks are {now}, before {before}"] * (now != before)
+        )
+
+    def _refuse_changes(self, found: Sequence[str]) -> None:
+        if found:
+            raise RewrittenError(
+                f"{self.where} was written anew since it was opened: {'; '.join(found)}. Start again, so that it is "
+                "read as it is now; if that says the same, renew its consolidated metadata"
+            )
 
     def count_unseen(self) -> int:
         """Frames of which the array knows, but consolidated metadata that was not renewed after an append does not."""
@@ -194,7 +219,7 @@ class Source:
     @property
     def frames_of_chunk(self) -> int:
         """Frames that share a stored object."""
-        return int(self._stored_sizes()[self.axes[0]])
+        return _sizes(self._array())[self.axes[0]]
 
     def _frame(self, index: int) -> str:
         return f"frame {text_of(self.times[index - self.first])} of {self.where}"
@@ -216,12 +241,8 @@ class Source:
             selection[axis] = part
         return tuple(selection)
 
-    def _stored_sizes(self) -> tuple[int, ...]:
-        array = self._array()
-        return tuple(array.shards or array.chunks)
-
     def _chunk_keys(self, index: int) -> Iterator[str]:
-        sizes = self._stored_sizes()
+        sizes = _sizes(self._array())
         along = [range(ceil(n / size)) for n, size in zip(self.metadata.shape, sizes, strict=True)]
         time = index // sizes[self.axes[0]]
         along[self.axes[0]] = range(time, time + 1)
@@ -395,12 +416,29 @@ def _load(
     axis, axes, grid = _read_layout(group, array, attributes, where, known)
     with reading(f"the coordinates of {where}"):
         times, first = _read_axis(axis, array.shape[axes[0]], where, known, all_times)
+    chunks = _three(array.chunks[axis] for axis in axes)
+    stretch, encoding = (times, first, axis.basename, axis.metadata), _encoding(array, attributes, where)
+    return Source(store, variable, grid, *stretch, encoding, axes, chunks, array.metadata, given)
+
+
+def _encoding(array: Any, attributes: Mapping[str, Any], where: str) -> Encoding:
+    """What the codes of an array mean."""
     is_v2 = array.metadata.zarr_format == 2
     encoding = read_encoding(array.dtype, attributes, array.fill_value, where, means_missing=is_v2)
-    encoding = replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
-    chunks = _three(array.chunks[axis] for axis in axes)
-    stretch = times, first, axis.basename, axis.metadata
-    return Source(store, variable, grid, *stretch, encoding, axes, chunks, array.metadata, given)
+    return replace(encoding, least=least_value(Quantity(encoding.standard_name, encoding.units)))
+
+
+def _sizes(array: Any) -> tuple[int, ...]:
+    """Cells of a stored object along each dim."""
+    return tuple(map(int, array.shards or array.chunks))
+
+
+def _moves(before: Grid, now: Grid) -> list[str]:
+    """In words, how a grid that was read anew is not that of before."""
+    if now.shape != before.shape:
+        return ["the grid is {} x {}, before {} x {}".format(*now.shape, *before.shape)]
+    is_same = now is before or (np.array_equal(now.y, before.y) and np.array_equal(now.x, before.x))
+    return [] if is_same else ["the coordinates of the grid are others"]
 
 
 def _read_layout(

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import xarray as xr
 import yaml
+import zarr
 from onnx import TensorProto, helper, numpy_helper
 
 from jobs.pool import connect, disconnect
@@ -135,3 +136,15 @@ def product(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(tree))
     return file
+
+
+@pytest.fixture
+def rescale(product: Path) -> Callable[[float], None]:
+    """Has the codes of the product's store mean something else from now on: another scale_factor than 0.01."""
+
+    def write(scale_factor: float) -> None:
+        group = zarr.open_group(product.parent / "radar.zarr", mode="r+")
+        group["precip_rate"].attrs["scale_factor"] = scale_factor
+        zarr.consolidate_metadata(group.store)
+
+    return write

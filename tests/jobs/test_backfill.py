@@ -25,7 +25,7 @@ from jobs.pool import Pool, Resources, cluster_resources
 from jobs.prepare import load, prepare
 from jobs.raylet import RayGoneError, Raylet
 from pipelines.cycles import list_cycles
-from pipelines.errors import ConfigError, InputError, OutputError
+from pipelines.errors import ConfigError, InputError, OutputError, RewrittenError
 from pipelines.interval import EvenTimes, times_within
 from pipelines.ledger import ledger_folder
 
@@ -129,6 +129,20 @@ def test_each_cycle_has_a_row_in_the_ledger(ready, product):
     assert all(0 < row["infer_seconds"] < row["total_seconds"] for row in rows)
     assert sum(row["tiles_run"] for row in rows) == report.tally.tiles_run
     assert published(product) == TIMES, "the folder of the ledger is taken for a cycle"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_store_that_is_written_anew_on_the_way_ends_the_backfill_and_the_same_command_goes_on(
+    ready, product, rescale, in_flight
+):
+    prepared, pool = ready(f"blocks_in_flight={in_flight}")
+    run_backfill(prepared, pool, every_frame(prepared)[:2])
+    rescale(0.02)
+    with pytest.raises(RewrittenError, match=r"radar.zarr was written anew .* scale_factor is 0.02, before 0.01"):
+        run_backfill(prepared, pool, every_frame(prepared))
+    assert published(product) == TIMES[:2]
+    assert fill(ready).tally.published == 3
 
 
 @pytest.mark.ray

@@ -25,7 +25,7 @@ from jobs.make import Filled
 from jobs.pool import Pool, cluster_resources
 from jobs.prepare import load, prepare
 from jobs.trace import DRIVER
-from pipelines.errors import IncompleteError, InputError, OutputError
+from pipelines.errors import IncompleteError, InputError, OutputError, RewrittenError
 from pipelines.source import Part
 from pipelines.spans import Stopwatch
 from pipelines.staging import this_process
@@ -117,6 +117,35 @@ def test_a_rerun_is_a_no_op_and_replace_publishes_the_same_bytes(ready):
     again = run_cycle(prepared, pool, TIME, replace_published=True)
     assert again.path != first.path
     assert files_of(Path(again.path)) == files_of(Path(first.path))
+
+
+def test_a_store_that_was_written_anew_between_two_cycles_is_refused_until_all_is_made_ready_for_it(
+    ready, product, rescale
+):
+    prepared, pool = ready()
+    first = xr.open_zarr(run_cycle(prepared, pool, TIME).path).load()
+    rescale(0.02)
+    for time in (TIME - np.timedelta64(5, "m"), None):
+        with pytest.raises(RewrittenError, match=r"radar.zarr was written anew .* scale_factor is 0.02, before 0.01"):
+            run_cycle(prepared, pool, time)
+    assert not left_in_staging(product)
+    second = xr.open_zarr(run_cycle(*ready(), TIME, replace_published=True).path)
+    np.testing.assert_allclose(second.precip_rate.mean(), 2 * first.precip_rate.mean(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("per_chunk", [1, 99])
+def test_a_store_that_is_written_anew_while_its_frames_are_read_makes_no_cycle(
+    ready, product, rescale, monkeypatch, per_chunk
+):
+    """Whether the driver reads the frames for all workers, or each worker its own."""
+    monkeypatch.setattr(frames, "_OFTEN", per_chunk)
+    prepared, pool = ready()
+    source, found = wait_for_inputs(prepared, TIME)
+    rescale(0.02)
+    monkeypatch.setattr(cycle, "wait_for_inputs", lambda *_: (source, found))
+    with pytest.raises(RewrittenError, match=r"scale_factor is 0.02, before 0.01"):
+        run_cycle(prepared, pool, TIME)
+    assert not left_in_staging(product)
 
 
 def test_killing_a_worker_mid_cycle_changes_nothing_in_the_published_bytes(ready):

@@ -86,6 +86,18 @@ def test_the_engine_stays_if_only_the_tiling_changes(prepared, closed):
     assert not closed
 
 
+def test_a_setup_for_a_store_that_was_written_anew_is_adopted_with_its_codes(prepared, product, rescale, closed):
+    worker = Worker(prepared.setup)
+    rescale(0.02)
+    anew = prepare(load(product, []), Resources(0, 1))
+    worker.adopt(anew.setup, None)
+    decoder = worker._outfit.result().forecaster.decoder
+    assert decoder.encoding.scale_factor == 0.02
+    assert decoder.table[100] == 2.0
+    assert make_block(worker, anew).tiles_run > 0
+    assert not closed
+
+
 def test_another_engine_is_open_before_the_old_one_is_closed(prepared, closed):
     worker = Worker(prepared.setup)
     old = worker._outfit.result().engine

@@ -17,7 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from pipelines.encoding import Encoding, count_missing, is_missing, read_encoding, unpack
-from pipelines.errors import InputError, NotYetError
+from pipelines.errors import CorruptInputError, InputError, NotYetError, RewrittenError
 from pipelines.frames import find_nearest, text_of, usual_step
 from pipelines.grid import Window
 from pipelines.source import Part, arrived, check_missing, cut, find_inputs, open_source
@@ -25,6 +25,8 @@ from pipelines.source import Part, arrived, check_missing, cut, find_inputs, ope
 DATA = Path(__file__).parents[3] / "shared" / "data"
 real_data = pytest.mark.skipif(not DATA.exists(), reason="the real radar data lies beside the repository, not in it")
 HALO = Window(-3, 25, 10, 50)
+
+RAIN = {"standard_name": "rainfall_rate", "units": "mm h-1", "scale_factor": 0.1, "_FillValue": -32768}
 
 LAYOUTS = {
     "v3": {},
@@ -344,6 +346,83 @@ def test_a_store_that_was_written_anew_in_the_other_format_is_refreshed(frames, 
     grown = source.refresh()
     assert grown.metadata.zarr_format == 5 - before
     assert find_inputs(grown, product).frame_indices == (5, 6, 7)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"attributes": RAIN | {"scale_factor": 0.2}}, "scale_factor is 0.2, before 0.1"),
+        ({"attributes": RAIN | {"add_offset": -1.5}}, "add_offset is -1.5, before 0.0"),
+        ({"attributes": RAIN | {"_FillValue": -1}}, "fill is -1, before -32768; missing is (-1,), before (-32768,)"),
+        ({"attributes": RAIN | {"units": "m s-1"}}, "units is 'm s-1', before 'mm h-1'"),
+        ({"dtype": "int32"}, "dtype is 'int32', before 'int16'"),
+    ],
+)
+def test_a_store_that_was_written_anew_with_other_codes_is_refused(frames, tmp_path, changed, said, zarr_format):
+    path = tmp_path / "radar.zarr"
+    product = frames.product(frames.write(path, zarr_format=zarr_format))
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    shutil.rmtree(path)
+    frames.write(path, zarr_format=zarr_format, **changed)
+    for use in (source.refresh, lambda: source.read(cycle, HALO)):
+        with pytest.raises(RewrittenError) as refused:
+            use()
+        assert f"'rain' in {path} was written anew since it was opened: {said}" in str(refused.value)
+        assert "Start again" in str(refused.value)
+    assert find_inputs(open_source(product.input), product) == cycle
+
+
+def test_other_chunks_are_seen_by_a_refresh_and_refused_by_a_read_that_looks_for_the_old_ones(frames, tmp_path):
+    path = tmp_path / "radar.zarr"
+    product = frames.product(frames.write(path))
+    source = open_source(product.input)
+    cycle = find_inputs(source, product)
+    shutil.rmtree(path)
+    frames.write(path, chunks=(1, 8, 16))
+    with pytest.raises(RewrittenError, match=r"chunks are \(1, 8, 16\), before \(1, 30, 41\)"):
+        source.read(cycle, HALO)
+    np.testing.assert_array_equal(source.refresh().read(cycle, HALO), wanted(frames.codes(), cycle.frame_indices, HALO))
+
+
+def test_another_grid_is_refused(frames, tmp_path):
+    path = tmp_path / "radar.zarr"
+    source = open_source(frames.product(frames.write(path)).input)
+    frames.write(path, frames.codes(shape=(31, 41)))
+    with pytest.raises(RewrittenError, match="the grid is 31 x 41, before 30 x 41"):
+        source.refresh()
+
+
+@pytest.mark.parametrize(("start", "is_same"), [(0.0, True), (500.0, False)])
+def test_a_grid_whose_dims_have_other_names_may_be_the_same_grid(frames, tmp_path, start, is_same):
+    path = tmp_path / "radar.zarr"
+    source = open_source(frames.product(frames.write(path)).input)
+    easting = start + np.arange(41) * 1000.0, {"units": "m", "standard_name": "projection_x_coordinate"}
+    frames.write(path, dims=("time", "y", "easting"), axes={"easting": easting})
+    if is_same:
+        assert source.refresh().grid.x_name == "easting"
+        return
+    with pytest.raises(RewrittenError, match="the coordinates of the grid are others"):
+        source.refresh()
+
+
+def test_floats_whose_missing_cells_are_nan_are_what_they_were(frames, tmp_path):
+    floats = np.where(frames.codes() < 0, np.nan, frames.codes()).astype(np.float32)
+    rain = {"standard_name": "rainfall_rate", "units": "mm h-1"}
+    product = frames.product(frames.write(tmp_path / "radar.zarr", floats, attributes=rain, fill_value=np.nan))
+    source = open_source(product.input).refresh()
+    assert np.isnan(source.encoding.fill)
+    source.read(find_inputs(source, product), HALO)
+
+
+def test_a_chunk_that_is_damaged_in_a_store_that_is_the_same_stays_damaged(frames, tmp_path):
+    path = tmp_path / "radar.zarr"
+    product = frames.product(frames.write(path))
+    source = open_source(product.input)
+    (path / "rain/c/5/0/0").write_bytes(b"damaged")
+    with pytest.raises(CorruptInputError, match="cannot be read"):
+        source.read(find_inputs(source, product), HALO)
 
 
 def test_a_store_that_lost_its_times_is_refused_by_a_refresh(frames, tmp_path):
