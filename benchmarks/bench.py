@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from benchmarks.cases import FRAMES, LEADS, Case, Sizes, Stores, write_product
+from benchmarks.cases import FRAMES, LEADS, OF_MEMBERS, Case, Sizes, Stores, write_product
 from benchmarks.cycle import Store
 from benchmarks.floor import Bare, measure_bare, measure_link, stack
 from benchmarks.ours import tensors, usable_times
@@ -81,7 +81,7 @@ class Bench:
         names = {"wide": width > 1, f"{members}-members": members > 1, "many": many, "one-worker": alone}
         name = "-".join([grid, *(name for name, applies in names.items() if applies)])
         if name not in self.cases:
-            settings = self._one_worker(grid) if alone else self.settings
+            settings = self._one_worker(grid) if alone else {**(OF_MEMBERS if members > 1 else {}), **self.settings}
             store, sizes = self.store(grid), self.sizes
             spec = UnetSpec(width * sizes.width, sizes.depth, FRAMES, LEADS, store.step_minutes, members=members)
             precision = "half" if self.has_gpu else "float32"

@@ -48,6 +48,7 @@ FULL = Sizes()
 QUICK = Sizes((800, 1200), (400, 320), width=8, depth=2, fmi_archive=16, mrms_archive=8, laps=3, peer_laps=2)
 
 CUT = {"tiling": {"tile": [256, 256]}}  # of the small grids, which would fit into one tile
+OF_MEMBERS = {"tiling": {"tile": [448, 448]}}  # so that a batch has no more cells than those of one member elsewhere
 
 
 @dataclass(frozen=True)

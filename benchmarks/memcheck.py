@@ -1,7 +1,8 @@
-"""A small squall cycle in one process without Ray, for compute-sanitizer to watch.
+r"""A small squall cycle in one process without Ray, for compute-sanitizer to watch.
 
     python -m benchmarks.memcheck                   # builds the engine, which is not what is to be watched
-    compute-sanitizer --tool memcheck --error-exitcode 9 python -m benchmarks.memcheck
+    compute-sanitizer --tool memcheck --report-api-errors no --kernel-name-exclude kns=xmma --error-exitcode 9 \
+        python -m benchmarks.memcheck
 
 Small storms, a small U-Net, in half on a GPU: three blocks in flight through three lanes of one engine, published, and
 compared with a plain loop through the same engine. Ends with 0 if all went well, 9 if the sanitizer found something.
