@@ -137,11 +137,11 @@ def test_the_hosts_part_of_a_batch_is_a_share_of_its_time_on_the_gpu(tmp_path: P
     monkeypatch.setattr(Bench, "engine", lambda self, case: SimpleNamespace(engine="engine"))
     monkeypatch.setattr(engine_alone, "open_lanes", lambda setup, engine: (f"lanes of {engine}", True))
     monkeypatch.setattr(engine_alone, "host_seconds", lambda lanes, shape: 0.0002)
-    for name in ("mrms", "wet-wide-many"):
+    for name in ("mrms", "wet-wide-10-members-many"):
         bench.cases[name] = Case(name, tmp_path, SimpleNamespace(setup=setup))
         bench.bares[name] = Bare(0.004, 0.0, 0.004, 1, 1)
     assert "| mrms | 2 x 4 x 64 x 32 | 4.000 | 0.200 | 5.0% | <= 5 % |" in list(host_overhead(bench))
-    assert bench.record["host overhead"] == pytest.approx({"mrms": 0.05, "wet-wide-many": 0.05})
+    assert bench.record["host overhead"] == pytest.approx({"mrms": 0.05, "wet-wide-10-members-many": 0.05})
 
 
 def test_memory_that_settles_and_then_stays_is_flat() -> None:
