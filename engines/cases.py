@@ -101,7 +101,7 @@ def widen(case: Case, shape: tuple[int, int]) -> Case:
     return Case(f"{case.name}-wide", case.group, np.pad(case.inputs, pads, mode="symmetric"))
 
 
-def save_cases(path: Path, cases: Sequence[Case]) -> Path:
+def save_cases(path: Path | str, cases: Sequence[Case]) -> Path:
     """The path of a new .npz of cases; equal cases give equal bytes. A file that is there is replaced at once.
 
     Raises:
@@ -113,7 +113,7 @@ def save_cases(path: Path, cases: Sequence[Case]) -> Path:
         raise CaseError(f"cases are named {names}; expected at least one, and each name once")
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
-    return replace_file(path, file.getvalue())
+    return replace_file(Path(path), file.getvalue())
 
 
 def load_cases(path: Path) -> tuple[Case, ...]:

@@ -105,7 +105,10 @@ def _rewrite(model: onnx.ModelProto, precision: Precision, calibration: Sequence
     match precision.arithmetic:
         case "int8":
             if not calibration:
-                raise ModelError("int8 needs inputs to calibrate on, the extremes among them; found none")
+                raise ModelError(
+                    "int8 needs inputs to calibrate on, the extremes among them; found none, and no graphs/int8.onnx "
+                    "in the package; expected a version of the registry, published in int8"
+                )
             return to_int8(model, calibration)
         case "half":
             return to_half_ports(to_half(model))

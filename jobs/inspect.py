@@ -9,6 +9,7 @@ import xarray as xr
 from jobs.show import utc
 from pipelines.errors import InputError
 from pipelines.shelves import as_opened
+from pipelines.timecode import decode_times
 
 _PROVENANCE = "squall_"
 
@@ -22,7 +23,7 @@ def describe(path: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata", RuntimeWarning)
-            ds = xr.open_zarr(as_opened(path), decode_timedelta=True, mask_and_scale=False)
+            ds = xr.open_zarr(as_opened(path), decode_times=False, decode_timedelta=True, mask_and_scale=False)
     except Exception as error:  # zarr, fsspec and xarray share no base class
         raise InputError(f"no readable Zarr store at {path}: {error}") from error
     facts: dict[str, Any] = {"store": path}
@@ -30,8 +31,8 @@ def describe(path: str) -> dict[str, Any]:
         if variable.ndim >= 2:
             facts[str(name)] = _variable(variable)
     for name, coordinate in ds.coords.items():
-        if coordinate.dtype.kind == "M" and coordinate.ndim == 1 and coordinate.size:
-            facts[str(name)] = _span(coordinate.values)
+        if " since " in str(coordinate.attrs.get("units")) and coordinate.ndim == 1 and coordinate.size:
+            facts[str(name)] = _times(coordinate, path)
     if "lead_time" in ds.coords:
         minutes = ds.lead_time.values / np.timedelta64(1, "m")
         facts["lead_time"] = f"{minutes[0]:g} to {minutes[-1]:g} min, {len(minutes)} of them"
@@ -45,6 +46,14 @@ def _variable(variable: xr.DataArray) -> str:
     sharded = f" in shards {'x'.join(map(str, shards))}" if shards else ""
     name = variable.attrs.get("standard_name", "no standard_name")
     return f"({dims}) {variable.dtype}, {name}, {variable.attrs.get('units', 'no units')}; chunks {chunks}{sharded}"
+
+
+def _times(coordinate: xr.DataArray, path: str) -> str:
+    """The times as a run would read them, or why it would not."""
+    try:
+        return _span(decode_times(coordinate.values, coordinate.attrs, path))
+    except InputError as error:
+        return f"{coordinate.size} of them; {error}"
 
 
 def _span(times: np.ndarray) -> str:

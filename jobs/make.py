@@ -44,8 +44,9 @@ class CycleReport:
     """What a cycle did and what it took; times in seconds, `stages` summed over workers.
 
     `total_seconds` is the time to product: from the start of the cycle to its publication. `memory` is that of all
-    workers. `activities` are what driver and workers did when. `blank_leads` are lead times at which every cell is
-    missing. `warnings` say what is wrong with a published cycle.
+    workers. `missing_share` is that of the newest frame, of blocks that were done. `activities` are what driver and
+    workers did when. `blank_leads` are lead times at which every cell is missing. `warnings` say what is wrong with a
+    published cycle.
     """
 
     product: str
@@ -247,12 +248,13 @@ def _report(
 
 def _outcome(report: CycleReport) -> dict[str, str | int | float]:
     """What the published store says of itself: how complete it is. Nothing that differs from run to run."""
-    gaps: dict[str, str | int | float] = {"gaps": "; ".join(gap.split(": ")[0] for gap in report.gaps)}
     done = report.blocks - len(report.gaps)
-    completeness: dict[str, str | int | float] = {
-        "completeness": done / report.blocks,
-        "missing_share_of_newest_frame": report.missing_share,
-        "engines": "; ".join(report.engines),
-    }
-    blank: dict[str, str | int | float] = {"lead_times_without_values": _listed(report.blank_leads)}
-    return completeness | (gaps if report.gaps else {}) | (blank if report.blank_leads else {})
+    said: dict[str, str | int | float] = {"completeness": done / report.blocks}
+    if not report.gaps:
+        said["missing_share_of_newest_frame"] = report.missing_share
+    said["engines"] = "; ".join(report.engines)
+    if report.gaps:
+        said["gaps"] = "; ".join(gap.split(": ")[0] for gap in report.gaps)
+    if report.blank_leads:
+        said["lead_times_without_values"] = _listed(report.blank_leads)
+    return said

@@ -35,9 +35,19 @@ def draw_cycle(file: Path, overrides: Sequence[str], reference_time: np.datetime
     field = forecast[product.output.variable]
     past = observed_fields(source, product, find_inputs(source, product, reference_time), field)
     title = f"{product.name}"
-    model = str(forecast.attrs["squall_model"]).rpartition("-")[0].replace("-", " ")
+    model = model_shown(str(forecast.attrs["squall_model"]))
     credit = ""
     return draw_forecast(past, field, out, title=title, model=model, credit=credit)
+
+
+def model_shown(identity: str) -> str:
+    """Name and version of a model's identity.
+
+    >>> model_shown("my-unet-1.0-50d32fd29b99")
+    'my-unet 1.0'
+    """
+    name, _, version = identity.rpartition("-")[0].rpartition("-")
+    return f"{name} {version}"
 
 
 def observed_fields(source: Source, product: Product, cycle: Cycle, forecast: xr.DataArray) -> xr.DataArray:

@@ -172,7 +172,7 @@ def cycle_table(report: "CycleReport") -> None:
         "blocks, workers": f"{report.blocks}, {report.workers}",
         "engine": "; ".join(report.engines),
         "tiles": f"{report.tiles_run} run, {report.tiles_reused} reused ({report.reused_share:.0%})",
-        "missing in the newest frame": f"{report.missing_share:.1%}",
+        "missing in the newest frame": f"{report.missing_share:.1%}{', of the blocks done' if report.gaps else ''}",
         "written": size(report.bytes_written),
         "wait for input": f"{report.wait_seconds:.2f} s",
         "read / infer / write, all workers": f"{stages.read:.2f} / {stages.infer:.2f} / {stages.write:.2f} s",

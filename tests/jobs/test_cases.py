@@ -37,7 +37,7 @@ def case(name="a", group="extreme", shape=(2, 64, 48), value=1.0):
 def test_stored_cases_get_the_size_of_a_tile_and_keep_their_strongest_cell(tmp_path, needs):
     big = case("big", shape=(2, 200, 300))
     big.inputs[:, 150, 20] = 9
-    path = save_cases(tmp_path / "storms.npz", [big, case("small", "ordinary", (2, 30, 40))])
+    path = save_cases(str(tmp_path / "storms.npz"), [big, case("small", "ordinary", (2, 30, 40))])
     found = stored_cases(path, needs, SIZE)
     assert [c.inputs.shape for c in found.cases] == [(2, *SIZE)] * 2
     assert [(c.name, c.group) for c in found.cases] == [("big", "extreme"), ("small", "ordinary")]

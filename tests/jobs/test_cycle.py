@@ -223,6 +223,7 @@ def test_a_block_that_was_given_up_is_missing_where_gaps_are_allowed(ready, monk
     assert report.gaps == (f"{first}: the deadline passed",)
     ds = xr.open_zarr(report.path)
     assert ds.attrs["squall_gaps"] == str(first)
+    assert "squall_missing_share_of_newest_frame" not in ds.attrs
     assert ds.attrs["squall_completeness"] == (report.blocks - 1) / report.blocks
     window = first.window
     inside = ds.precip_rate.values[..., window.y0 : window.y1, window.x0 : window.x1]

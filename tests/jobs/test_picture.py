@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from jobs.picture import conversion, in_units_of
+from jobs.picture import conversion, in_units_of, model_shown
 from pipelines.colours import RAIN_RATE, colour_table
 from pipelines.encoding import Encoding
 from pipelines.errors import ConfigError
@@ -54,3 +54,7 @@ ECHO = Quantity("equivalent_reflectivity_factor", "dBZ")
 )
 def test_reflectivity_is_compared_as_rain_where_the_forecast_is_rain(zr, convert, wanted, found):
     assert conversion(replace(DBZ, zr=zr), convert, wanted) == found
+
+
+def test_a_dash_in_the_name_of_a_model_stays():
+    assert model_shown("my-unet-1.0-50d32fd29b99") == "my-unet 1.0"
