@@ -19,7 +19,7 @@ demo: $(VENV)/installed ## make storms, forecast them, print a table and draw a 
 	$(BIN)/squall demo
 
 test: lint ## lint, types, and all tests with coverage; choose some with ARGS="-k dispatch"
-	$(BIN)/python -m pytest --cov --cov-report=term --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --cov --cov-report=term --durations=10 $(ARGS)
 
 fuzz: $(VENV)/installed-dev ## property tests alone, with twenty times the examples, others each time
 	SQUALL_EXAMPLES=2000 $(BIN)/python -m pytest -m hypothesis $(ARGS)
