@@ -272,7 +272,7 @@ def cycles(file: Path, overrides: tuple[str, ...], format_: str) -> None:
 @main.command()
 @product_file
 @overrides
-@click.option("--threshold", "thresholds", type=float, multiple=True, default=(0.1, 1.0, 5.0), show_default=True,
+@click.option("--threshold", "thresholds", type=float, multiple=True, show_default="0.1, 1 and 5 mm h-1",
               help="Events are values at or above it, in units of the forecast; repeatable.")  # fmt: skip
 @click.option("--start", type=Time(), help="Score cycles from this reference time on (UTC).")
 @click.option("--stop", type=Time(), help="Score cycles before this reference time (UTC).")

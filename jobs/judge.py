@@ -26,11 +26,11 @@ from jobs.cases import CaseSet
 from jobs.engine import describe_engine
 from jobs.setting import Setting
 from pipelines.model_space import ModelSpace
-from pipelines.transform import make_encoder
-from pipelines.units import UNCHANGED, Linear
+from pipelines.transform import make_encoder, output_quantity
+from pipelines.units import UNCHANGED, Linear, mm_per_hour_in
 
-SCALE = 0.01  # of the packing where no product says otherwise
-THRESHOLDS = (0.1, 1.0, 5.0)
+SCALE = 0.01  # mm h-1, of the packing where no product says otherwise
+THRESHOLDS = (0.1, 1.0, 5.0)  # mm h-1
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,13 @@ def rules_of(setting: Setting, cases: CaseSet, one_size: bool) -> Rules:
     """
     encoder = None if setting.use is None else make_encoder(setting.use[0].output, setting.needs)
     space, height, width = setting.needs.output_space, *cases.cases[0].inputs.shape[1:]
+    quantity = setting.needs.output_quantity
+    unit = mm_per_hour_in(quantity if setting.use is None else output_quantity(setting.use[0].output, setting.needs))
     return Rules(
         Physical(space, UNCHANGED if encoder is None else encoder.change),
-        scale=SCALE if encoder is None else encoder.packing.scale_factor,
+        scale=SCALE * unit if encoder is None else encoder.packing.scale_factor,
         offset=0.0 if encoder is None else encoder.packing.add_offset,
-        thresholds=THRESHOLDS,
+        thresholds=tuple(unit * threshold for threshold in THRESHOLDS),
         missing_below=space.missing_below,
         radius=None if one_size else setting.tiles.radius,
         stride=setting.tiles.stride,

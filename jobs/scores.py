@@ -13,7 +13,10 @@ from pipelines.errors import InputError
 from pipelines.frames import Cycle, find_nearest
 from pipelines.product import Product, load_product
 from pipelines.source import Source, open_source
+from pipelines.units import Quantity, mm_per_hour_in
 from pipelines.verify import Rules, Score, pool, score_case
+
+THRESHOLDS = (0.1, 1.0, 5.0)  # mm h-1
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,20 @@ def verify_product(
 ) -> Verification:
     """Scores of the published cycles with start <= reference time < stop, over lead times observed since.
 
+    Args:
+        thresholds: in units of the forecast; none = `THRESHOLDS` in these units.
+
     Raises:
         InputError: no cycle is published, or nothing was observed after any of them.
     """
     product = load_product(file, overrides)
-    source, rules = open_source(product.input), Rules(thresholds)
+    source = open_source(product.input)
     cycles = [
         c
         for c in list_cycles(product.output.store, product.name)
         if (start is None or c.reference_time >= start) and (stop is None or c.reference_time < stop)
     ]
-    cases = [case for cycle in cycles if (case := _score_cycle(cycle, source, product, rules)) is not None]
+    cases = [case for cycle in cycles if (case := _score_cycle(cycle, source, product, thresholds)) is not None]
     if not cases:
         raise InputError(
             f"{len(cycles)} cycle(s) of {product.name} are published in {product.output.store}, none with a lead time "
@@ -68,10 +74,11 @@ def _pool_leads(cases: Sequence[xr.Dataset]) -> tuple[Score, ...]:
 
 
 def _score_cycle(
-    cycle: PublishedCycle, source: Source, product: Product, rules: Rules
+    cycle: PublishedCycle, source: Source, product: Product, thresholds: tuple[float, ...]
 ) -> tuple[xr.Dataset, xr.Dataset] | None:
     """Counts of a cycle and of persistence, over the lead times that were observed; None if there are none."""
     forecast = _forecast(cycle, product.output.variable)
+    rules = Rules(thresholds or _usual_thresholds(forecast))
     observed = _observed(cycle, source, product, forecast)
     seen = np.isin((forecast.init_time + forecast.lead_time).values, observed.time.values)
     if not seen.any() or cycle.reference_time not in observed.time.values:
@@ -83,6 +90,12 @@ def _score_cycle(
         return score_case(forecast, observed, rules), score_case(still, observed, rules)
     except (ValueError, RuntimeError, OSError) as error:  # what codecs raise when chunks are read
         raise InputError(f"cycle {cycle.path} cannot be read: {error}") from error
+
+
+def _usual_thresholds(forecast: xr.DataArray) -> tuple[float, ...]:
+    """Those of rain in the units of a forecast; of what is no rain rate, the same numbers."""
+    unit = mm_per_hour_in(Quantity(forecast.attrs.get("standard_name"), str(forecast.attrs.get("units", ""))))
+    return tuple(unit * threshold for threshold in THRESHOLDS)
 
 
 def _observed(cycle: PublishedCycle, source: Source, product: Product, forecast: xr.DataArray) -> xr.DataArray:

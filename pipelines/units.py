@@ -87,6 +87,18 @@ def convert_units(found: Quantity, wanted: Quantity) -> Linear:
     return change
 
 
+def mm_per_hour_in(quantity: Quantity) -> float:
+    """1 mm h-1 in the units of a rain rate; 1.0 for what is none.
+
+    >>> mm_per_hour_in(Quantity("rainfall_rate", "mm/(30 min)")), mm_per_hour_in(Quantity(None, "K"))
+    (0.5, 1.0)
+    """
+    try:
+        return 1 / convert_units(quantity, _RAIN_RATE).factor
+    except ConfigError:
+        return 1.0
+
+
 def _words(units: str) -> str:
     """Units as pint reads them: `kg m-2 s-1`, `kg/m^2/s` and `kg m**-2 s**-1` differ only in writing.
 

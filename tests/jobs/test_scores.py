@@ -32,8 +32,9 @@ def verified(tmp_path):
     """Scores of persistence forecasts of the first frames, from a store with these units and seconds of jitter."""
 
     def verify(
-        units, factor, jitter=(0, 0, 0, 0), attributes=RATE, unwritten=(), blank=(), cycles=1, thresholds=(0.1, 1.0)
-    ):
+        units, factor, jitter=(0, 0, 0, 0), attributes=RATE, unwritten=(), blank=(), cycles=1, thresholds=(0.1, 1.0),
+        step=0.01,
+    ):  # fmt: skip
         times = START + np.arange(4) * np.timedelta64(5, "m") + np.array(jitter).astype("timedelta64[s]")
         coordinates = {"time": times, "y": np.arange(20) * 1000.0, "x": np.arange(30) * 1000.0}
         seen = rates()
@@ -53,7 +54,7 @@ def verified(tmp_path):
             "input": {"store": "radar.zarr", "variable": "rain", "history": ["0min"]},
             "model": {"package": "builtin:persistence"},
             "lead_times": {"step": "5min", "until": "15min"},
-            "output": {"store": "forecasts", "variable": "rate"},
+            "output": {"store": "forecasts", "variable": "rate", "packing": {"scale_factor": step}},
         }
         file = tmp_path / "rain.yaml"
         file.write_text(yaml.safe_dump(tree))
@@ -82,6 +83,16 @@ def test_what_was_observed_is_scored_in_the_units_of_the_forecast(verified, unit
     for forecast, persistence in zip(scores.forecast, scores.persistence, strict=True):
         assert 0 < forecast.csi < 1
         assert forecast.csi == pytest.approx(persistence.csi, abs=0.02)
+
+
+def test_thresholds_are_those_of_rain_in_the_units_of_the_forecast_unless_they_are_given(verified):
+    usual = verified("mm h-1", 1, thresholds=())
+    assert sorted({score.threshold for score in usual.forecast}) == [0.1, 1, 5]
+    per_second = verified("mm h-1", 1, thresholds=(), attributes=RATE | {"units": "m s-1"}, step=0.01 / 3.6e6)
+    assert sorted({score.threshold * 3.6e6 for score in per_second.forecast}) == pytest.approx([0.1, 1, 5])
+    assert [score.csi for score in per_second.forecast] == pytest.approx(
+        [score.csi for score in usual.forecast], abs=0.01
+    )
 
 
 def test_frames_within_the_tolerance_count_as_observed(verified):
