@@ -290,11 +290,14 @@ _ACTIONS: Mapping[str, tuple[Callable[[Desk, Precision], Any], type[Any]]] = {
 
 
 def _add(desk: Desk) -> Release:
+    """Puts the package with its graphs, cases and reports into the registry; a version that stands keeps its cases."""
     request, folder = desk.request, desk.work.folder
     graphs = [desk.graph(p) for p in request.precisions if p != Precision() and not _typed(desk.work, p).fault]
     reports = sorted((folder / "reports").glob("[!.]*"))  # a killed run may have left a draft of one
     registry = open_registry(request.registry)
-    return registry.add(desk.package.folder, request.name, reports, (), request.who, request.why, graphs)
+    stands = registry.find(request.name, desk.package.contract.version) is not None
+    cases = () if stands else (folder / "cases.npz",)
+    return registry.add(desk.package.folder, request.name, reports, cases, request.who, request.why, graphs)
 
 
 def _promote(desk: Desk, release: Release) -> Move:
