@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeVar
 
+from engines.bench_page import summarize
 from engines.cases import load_cases, save_cases
 from engines.cores import usable_cores
 from engines.model import ModelPackage
@@ -277,7 +278,9 @@ def _bench(desk: Desk, _: Precision) -> Measured:
     desk.reference.close()
     there = [p for p in desk.request.precisions if not desk.work.result(str(Step("build", p)), Built).fault]
     reports = desk.work.folder / "reports"
-    return measure(desk.setting, desk.supply, there, desk.cases(), reports, QUICK, desk.tell)
+    shapes = [desk.setting.shape]
+    report = measure(desk.package, shapes, desk.supply, there, desk.cases(), reports, QUICK, desk.tell)
+    return Measured(summarize(report))
 
 
 _ACTIONS: Mapping[str, tuple[Callable[[Desk, Precision], Any], type[Any]]] = {
