@@ -1,6 +1,6 @@
 """The bench on engines of a package: the model as it was, in ONNX Runtime, beside the engines that were made of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,13 @@ from engines.bench import Effort, Progress, Subject, bench, noise
 from engines.bench_page import write_report
 from engines.bench_report import Batch, Report
 from engines.cores import usable_cores
+from engines.graph import weights_bytes
 from engines.model import ModelPackage
 from engines.ort import OrtEngine
 from engines.precision import Precision
 from engines.spec import Shape
 from engines.supply import Supplied, Tell
+from engines.typed import TypedModel
 from jobs.cases import CaseSet
 from jobs.engine import describe_engine
 
@@ -36,8 +38,8 @@ def batches_to(largest: Shape, takes: int | None = None) -> tuple[Shape, ...]:
 def measure(
     package: ModelPackage,
     shapes: Sequence[Shape],
+    models: Mapping[Precision, TypedModel],
     supply: Supply,
-    precisions: Sequence[Precision],
     cases: CaseSet,
     folder: Path,
     effort: Effort,
@@ -47,11 +49,11 @@ def measure(
 
     Args:
         shapes: (n, channel, h, w) of the batches.
+        models: the graph of each precision.
         supply: gives the engine of a precision.
         cases: what the engines run on, where they are as large as a tile; else it is noise.
     """
-    subjects = [Subject("the model in ONNX Runtime", lambda: OrtEngine(package.onnx_path, usable_cores()))]
-    subjects += [_subject(precision, supply) for precision in precisions]
+    subjects = [_reference(package), *(_subject(precision, model, supply) for precision, model in models.items())]
     report = bench(
         subjects,
         shapes,
@@ -64,12 +66,20 @@ def measure(
     return report
 
 
-def _subject(precision: Precision, supply: Supply) -> Subject:
+def _reference(package: ModelPackage) -> Subject:
+    def load() -> OrtEngine:
+        return OrtEngine(package.onnx_path, usable_cores())
+
+    return Subject("the model in ONNX Runtime", load, weights_bytes=weights_bytes(package.onnx_path))
+
+
+def _subject(precision: Precision, model: TypedModel, supply: Supply) -> Subject:
     """The engine of a precision; what is measured as loading is loading from the cache."""
     supplied = supply(precision)
     supplied.engine.close()
     notes = {"engine": describe_engine(supplied)}
-    return Subject(f"engine, {precision}", lambda: supply(precision).engine, supplied.manifest.size_bytes, notes=notes)
+    sizes = supplied.manifest.size_bytes, weights_bytes(model.path)
+    return Subject(f"engine, {precision}", lambda: supply(precision).engine, *sizes, notes)
 
 
 def _inputs(cases: CaseSet) -> Callable[[Shape, str], Batch]:

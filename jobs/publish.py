@@ -277,9 +277,9 @@ def _gate(desk: Desk, precision: Precision) -> Judged:
 def _bench(desk: Desk, _: Precision) -> Measured:
     desk.reference.close()
     there = [p for p in desk.request.precisions if not desk.work.result(str(Step("build", p)), Built).fault]
-    reports = desk.work.folder / "reports"
-    shapes = [desk.setting.shape]
-    report = measure(desk.package, shapes, desk.supply, there, desk.cases(), reports, QUICK, desk.tell)
+    models, shapes = {p: desk.typed(p) for p in there}, [desk.setting.shape]
+    folder = desk.work.folder / "reports"
+    report = measure(desk.package, shapes, models, desk.supply, desk.cases(), folder, QUICK, desk.tell)
     return Measured(summarize(report))
 
 

@@ -70,7 +70,7 @@ def bench_package(
         return supply(runtime, open_cache(), models[precision], spec, watcher.says)
 
     shapes = batches_to(setting.shape, setting.tiles.batch)
-    return measure(package, shapes, engine, precisions, cases, out, Effort(), watcher.says)
+    return measure(package, shapes, models, engine, cases, out, Effort(), watcher.says)
 
 
 def graph_of(package: ModelPackage, precision: Precision, cases: Callable[[], CaseSet]) -> TypedModel:

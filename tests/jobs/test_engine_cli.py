@@ -133,6 +133,9 @@ def test_the_bench_writes_its_page_and_tells_the_figures_of_every_batch(unet, ho
     found = [(row["subject"], row["shape"][0]) for row in told["figures"] if row["tiles_per_second"]]
     assert found == [(name, tiles) for tiles in (1, 2, 3) for name in names]
     assert {p.name for p in (home / "bench").iterdir()} == {"bench.html", "bench.json"}
+    results = json.loads((home / "bench/bench.json").read_text())["report"]["results"]
+    whole, half = (result["memory"]["weights_bytes"] for result in results)
+    assert whole / 2 <= half < whole  # some constants stay float32
 
 
 def test_the_bench_is_a_table_for_people(unet, home):
