@@ -30,7 +30,6 @@ from pipelines.transform import make_encoder
 from pipelines.units import UNCHANGED, Linear
 
 SCALE = 0.01  # of the packing where no product says otherwise
-THRESHOLDS = (0.1, 1.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -85,16 +84,19 @@ def takes_one_size(runtime: Runtime) -> bool:
 def rules_of(setting: Setting, cases: CaseSet, one_size: bool) -> Rules:
     """How outputs of a model are compared: in units and packing of the product, if there is one.
 
+    The contract's thresholds are in units of the model, so they go the same way.
+
     Args:
         one_size: smaller tiles than the case cannot be run, so that no seam is measured.
     """
     encoder = None if setting.use is None else make_encoder(setting.use[0].output, setting.needs)
+    change = UNCHANGED if encoder is None else encoder.change
     space, height, width = setting.needs.output_space, *cases.cases[0].inputs.shape[1:]
     return Rules(
-        Physical(space, UNCHANGED if encoder is None else encoder.change),
+        Physical(space, change),
         scale=SCALE if encoder is None else encoder.packing.scale_factor,
         offset=0.0 if encoder is None else encoder.packing.add_offset,
-        thresholds=THRESHOLDS,
+        thresholds=tuple(t * change.factor + change.offset for t in setting.package.contract.gate.thresholds),
         missing_below=space.missing_below,
         radius=None if one_size else setting.tiles.radius,
         stride=setting.tiles.stride,

@@ -123,6 +123,19 @@ def test_the_gate_of_a_product_cuts_cases_from_its_store(unet, home, product):
     assert "cut from precip_rate of radar.zarr" in about["cases"]
 
 
+def test_thresholds_are_those_of_the_contract_in_units_of_the_product(unet, home, product):
+    contract = yaml.safe_load((unet / "model.yaml").read_text()) | {"gate": {"thresholds": [0.5, 2]}}
+    (unet / "model.yaml").write_text(yaml.safe_dump(contract))
+    tree = yaml.safe_load(product.read_text())
+    tree["output"] |= {"attributes": {"units": "mm/day"}, "packing": {"scale_factor": 0.25}}
+    product.write_text(yaml.safe_dump(tree))
+    words = ("--product", product, "--shape", "1x64x64", "--out", home / "reports")
+    done = squall("engine", "gate", unet, "--precision", "half", *words)
+    assert done.exit_code in (Exit.PUBLISHED, Exit.REFUSED), done.stderr
+    report = json.loads((home / "reports/gate-half.json").read_text())
+    assert {row["threshold"] for row in report["readings"]} == {None, 12.0, 48.0}
+
+
 def test_the_bench_writes_its_page_and_tells_the_figures_of_every_batch(unet, home):
     words = ("engine", "bench", unet, "--precision", "half", "--shape", "3x32x32", "--out", home / "bench")
     done = squall(*words, "--format", "json")
