@@ -23,6 +23,7 @@ from engines.typed import PrecisionError, TypedModel
 log = logging.getLogger(__name__)
 
 REFIT = "REFIT"
+BAR = 20  # characters
 
 
 class TensorRTRuntime:
@@ -92,8 +93,8 @@ class TensorRTRuntime:
 
 
 def _line(progress: Progress) -> str:
-    """How far a build is, in one line."""
-    share = "" if progress.share is None else f"{progress.share:.0%}, "
+    """How far a build is, in one line; a bar where TensorRT tells."""
+    share = "" if progress.share is None else f"{'━' * round(progress.share * BAR):╌<{BAR}} {progress.share:.0%}, "
     return f"building: {share}{progress.seconds:.0f} s ({progress.phase})"
 
 

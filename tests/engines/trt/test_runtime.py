@@ -13,6 +13,7 @@ from engines.spec import BuildSpec, Profile
 from engines.trt import runtime as runtime_module
 from engines.trt.builder import Built
 from engines.trt.header import Header, read_header, refuse_header
+from engines.trt.progress import Progress
 from engines.trt.report import BuildReport, count_engine_layers, is_too_small_for_float32, obtained
 from engines.trt.runtime import TensorRTRuntime
 from engines.trt.timing import merge_timings
@@ -85,6 +86,19 @@ def test_where_layers_tell_nothing_an_engine_too_small_for_float32_shows_that_it
         built_as({"unknown": 26}, size)
         assert runtime.build(half, SPEC, b"", lambda text: None).notes["obtained"] == found
     assert not is_too_small_for_float32(report({"unknown": 26}, flags=("STRIP_PLAN",), size=1), weights)
+
+
+def test_a_build_is_told_with_a_bar_where_tensorrt_says_how_far_it_is(runtime, half, monkeypatch):
+    told, done = [], Built(plan(8, 6, 0, 12), b"timings", report({"float16": 18}))
+
+    def building(path, spec, timing_cache, on_progress):
+        on_progress(Progress("timing kernels", 0.25, 12.3))
+        on_progress(Progress("building", None, 13.0))
+        return done
+
+    monkeypatch.setattr(runtime_module, "build", building)
+    runtime.build(half, SPEC, b"", told.append)
+    assert told == [f"building: {'━' * 5}{'╌' * 15} 25%, 12 s (timing kernels)", "building: 13 s (building)"]
 
 
 def test_another_precision_can_be_allowed(surface, host_cuda, monkeypatch, half, built_as):
