@@ -56,18 +56,19 @@ def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
 
 def to_json(report: Report) -> str:
     """The report as JSON, keys sorted: every field of it, and what follows from it under `summary`."""
-    tree = {
-        "version": VERSION,
-        "report": _adapter().dump_python(report, mode="json"),
-        "summary": {
-            "headline": summarize(report),
-            "reference": report.reference.name,
-            "warnings": list(warnings(report)),
-            "errors": report.errors,
-            "figures": [_figures(report, result, one) for result, one in _measured(report)],
-        },
-    }
+    tree = {"version": VERSION, "report": _adapter().dump_python(report, mode="json"), "summary": to_summary(report)}
     return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def to_summary(report: Report) -> dict[str, Any]:
+    """What follows from a report: its headline, warnings, errors, and the figures of every engine at every shape."""
+    return {
+        "headline": summarize(report),
+        "reference": report.reference.name,
+        "warnings": list(warnings(report)),
+        "errors": report.errors,
+        "figures": [_figures(report, result, one) for result, one in _measured(report)],
+    }
 
 
 def from_json(text: str) -> Report:

@@ -178,7 +178,7 @@ class Memory:
 
     Attributes:
         engine_bytes: the file that it was loaded from.
-        weights_bytes: its weights.
+        weights_bytes: its weights, as its graph holds them.
         activation_bytes, buffer_bytes: of the GPU, to compute in and for inputs and outputs, as the engine tells.
         host_bytes: growth of the process over loading and the first inference; what an engine shares with another
             that was loaded before is counted there.

@@ -215,6 +215,19 @@ def digests(model: onnx.ModelProto, folder: Path) -> tuple[str, str]:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest(), weights.hexdigest()
 
 
+def count_narrow_weights(path: Path) -> int:
+    """How many numbers the weights of an ONNX file are that are stored as half or int8, scales and biases left out."""
+    narrow = (onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    return sum(prod(tensor.dims) for tensor in weights if tensor.data_type in narrow and len(tensor.dims) > 1)
+
+
+def weights_bytes(path: Path) -> int:
+    """Size of the weights and constants of an ONNX file; those that lie beside it count, too."""
+    tensors = _tensors(onnx.load(path, load_external_data=False))
+    return sum(prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in tensors)
+
+
 def external_files(model: onnx.ModelProto) -> set[str]:
     """Names of the files beside `model.onnx` that hold tensors."""
     places = [entry for tensor in _tensors(model) for entry in tensor.external_data]

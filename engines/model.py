@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    FiniteFloat,
     PlainSerializer,
     Tag,
     ValidationError,
@@ -189,6 +190,8 @@ class GateLimits(Part):
         fss_loss: 1 - FSS with the reference as the truth.
         seam: root mean square difference, along the worst row or column, between the case cut into tiles and the
             whole, over the standard deviation; 0 for an exact model.
+        thresholds: of CSI and FSS, rising, units of the output: an event is a value at or above one of them. None =
+            0.1, 1 and 5 mm h-1.
 
     Source: docs/decisions/014-gate.md.
     """
@@ -203,6 +206,14 @@ class GateLimits(Part):
     csi_loss: OneOrTwo = _limit(0.01)
     fss_loss: OneOrTwo = _limit(0.002)
     seam: OneOrTwo = _limit(0.01)
+    thresholds: tuple[FiniteFloat, ...] | None = None
+
+    @field_validator("thresholds")
+    @classmethod
+    def _rise(cls, thresholds: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if thresholds is not None and list(thresholds) != sorted(set(thresholds)):
+            raise ValueError(f"thresholds are {thresholds}; rising values are expected")
+        return thresholds
 
 
 class Contract(Part):

@@ -92,7 +92,8 @@ class Registry:
     ) -> Release:
         """The version that now holds a copy of the model package, numbered as its contract says.
 
-        Adding the same package again, or with fewer graphs, changes nothing; other reports are kept as later ones.
+        Adding the same package again, or with fewer graphs or cases, changes nothing; other reports are kept as later
+        ones.
 
         Args:
             package: folder of the model package.
@@ -243,7 +244,7 @@ class Registry:
         """The version that stands, if it holds the same model; the reports are attached."""
         there = self.release(fresh.name, fresh.version)
         ours, theirs = fresh.model_files, there.model_files
-        unasked = {path for path in theirs if path.startswith("graphs/")} - set(ours)
+        unasked = {path for path in theirs if path.startswith(("graphs/", "cases/"))} - set(ours)
         differing = sorted(path for path in (ours | theirs).keys() - unasked if ours.get(path) != theirs.get(path))
         if differing:
             how = "with another" if differing[0] in theirs else "without"

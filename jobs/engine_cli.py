@@ -12,6 +12,7 @@ from jobs.options import Tile, file, precision_option
 from jobs.outcome import Exit
 
 if TYPE_CHECKING:  # help must not wait for ONNX
+    from engines.bench_report import Report
     from engines.precision import Precision
     from engines.spec import EngineKey
 
@@ -170,23 +171,38 @@ def bench(
 ) -> None:
     """Measure engines of PACKAGE beside the model in ONNX Runtime.
 
-    What is measured: time, memory, distance of the outputs.
+    What is measured: latency, throughput of batches of 1, 2, 4 ... tiles up to --shape, time to start, memory, distance
+    of the outputs. The same in more detail, with plots: bench.html in --out, which needs no other file.
 
     \b
     Examples:
       squall engine bench ./my-unet --shape 4x512x512
       squall engine bench registry:rain --precision half,int8 --product rain.yaml --out bench
     """
+    from engines.bench_page import to_summary
     from jobs.models import open_package
     from jobs.setting import Purpose
     from jobs.trial import bench_package
 
     with show.working("bench", quiet=format_ == "json") as watch:
-        found = bench_package(open_package(package, product), precisions, Purpose(tile, product, cases), out, watch)
+        report = bench_package(open_package(package, product), precisions, Purpose(tile, product, cases), out, watch)
     if format_ == "json":
-        click.echo(show.as_json({"out": out, "headline": found.headline}))
+        click.echo(show.as_json({"out": out} | to_summary(report)))
     else:
-        show.out.print(f"{found.headline}\nreport in {out}")
+        _show_bench(report, out)
+
+
+def _show_bench(report: "Report", out: Path) -> None:
+    """The tables of a bench; the way to the GPU and back only where an engine can tell it."""
+    from engines.bench_page import summarize, to_memory_rows, to_rows, to_split_rows
+
+    for head, *rows in (to_rows(report), to_split_rows(report), to_memory_rows(report)):
+        if rows:
+            show.table("", head, rows)
+            show.out.print()
+    for name, error in report.errors.items():
+        show.warning(f"{name}: {error}")
+    show.out.print(f"{summarize(report)}\nreport in {out}")
 
 
 @engine.command("explain-key")

@@ -26,11 +26,11 @@ from jobs.cases import CaseSet
 from jobs.engine import describe_engine
 from jobs.setting import Setting
 from pipelines.model_space import ModelSpace
-from pipelines.transform import make_encoder, output_quantity
+from pipelines.transform import make_encoder
 from pipelines.units import UNCHANGED, Linear, mm_per_hour_in
 
 SCALE = 0.01  # mm h-1, of the packing where no product says otherwise
-THRESHOLDS = (0.1, 1.0, 5.0)  # mm h-1
+THRESHOLDS = (0.1, 1.0, 5.0)  # mm h-1, where the contract names none
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,21 @@ def takes_one_size(runtime: Runtime) -> bool:
 def rules_of(setting: Setting, cases: CaseSet, one_size: bool) -> Rules:
     """How outputs of a model are compared: in units and packing of the product, if there is one.
 
+    Thresholds are in units of the model, so they go the same way.
+
     Args:
         one_size: smaller tiles than the case cannot be run, so that no seam is measured.
     """
     encoder = None if setting.use is None else make_encoder(setting.use[0].output, setting.needs)
+    change = UNCHANGED if encoder is None else encoder.change
     space, height, width = setting.needs.output_space, *cases.cases[0].inputs.shape[1:]
-    quantity = setting.needs.output_quantity
-    unit = mm_per_hour_in(quantity if setting.use is None else output_quantity(setting.use[0].output, setting.needs))
+    unit, asked = mm_per_hour_in(setting.needs.output_quantity), setting.package.contract.gate.thresholds
+    thresholds = tuple(unit * threshold for threshold in THRESHOLDS) if asked is None else asked
     return Rules(
-        Physical(space, UNCHANGED if encoder is None else encoder.change),
+        Physical(space, change),
         scale=SCALE * unit if encoder is None else encoder.packing.scale_factor,
         offset=0.0 if encoder is None else encoder.packing.add_offset,
-        thresholds=tuple(unit * threshold for threshold in THRESHOLDS),
+        thresholds=tuple(threshold * change.factor + change.offset for threshold in thresholds),
         missing_below=space.missing_below,
         radius=None if one_size else setting.tiles.radius,
         stride=setting.tiles.stride,

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeVar
 
+from engines.bench_page import summarize
 from engines.cases import load_cases, save_cases
 from engines.cores import usable_cores
 from engines.model import ModelPackage
@@ -276,8 +277,10 @@ def _gate(desk: Desk, precision: Precision) -> Judged:
 def _bench(desk: Desk, _: Precision) -> Measured:
     desk.reference.close()
     there = [p for p in desk.request.precisions if not desk.work.result(str(Step("build", p)), Built).fault]
-    reports = desk.work.folder / "reports"
-    return measure(desk.setting, desk.supply, there, desk.cases(), reports, QUICK, desk.tell)
+    models, shapes = {p: desk.typed(p) for p in there}, [desk.setting.shape]
+    folder = desk.work.folder / "reports"
+    report = measure(desk.package, shapes, models, desk.supply, desk.cases(), folder, QUICK, desk.tell)
+    return Measured(summarize(report))
 
 
 _ACTIONS: Mapping[str, tuple[Callable[[Desk, Precision], Any], type[Any]]] = {
@@ -290,11 +293,14 @@ _ACTIONS: Mapping[str, tuple[Callable[[Desk, Precision], Any], type[Any]]] = {
 
 
 def _add(desk: Desk) -> Release:
+    """Puts the package with its graphs, cases and reports into the registry; a version that stands keeps its cases."""
     request, folder = desk.request, desk.work.folder
     graphs = [desk.graph(p) for p in request.precisions if p != Precision() and not _typed(desk.work, p).fault]
     reports = sorted((folder / "reports").glob("[!.]*"))  # a killed run may have left a draft of one
     registry = open_registry(request.registry)
-    return registry.add(desk.package.folder, request.name, reports, (), request.who, request.why, graphs)
+    stands = registry.find(request.name, desk.package.contract.version) is not None
+    cases = () if stands else (folder / "cases.npz",)
+    return registry.add(desk.package.folder, request.name, reports, cases, request.who, request.why, graphs)
 
 
 def _promote(desk: Desk, release: Release) -> Move:

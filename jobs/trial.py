@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from engines.bench import Effort
+from engines.bench_report import Report
 from engines.cores import usable_cores
 from engines.files import replace_file
 from engines.model import ModelPackage
@@ -12,13 +13,13 @@ from engines.precision import Precision
 from engines.scratch import scratch_folder
 from engines.supply import Supplied, find_runtime, supply
 from engines.typed import TypedModel, type_model
-from jobs.bench import measure
+from jobs.bench import batches_to, measure
 from jobs.cases import CaseSet, calibrating_on
 from jobs.engine import GRAPHS, batch_spec, open_cache, typed_graph
 from jobs.folders import cache_folder
 from jobs.judge import judge, open_candidate, reference_of, takes_one_size, units_of
 from jobs.models import gate_report
-from jobs.published import Judged, Measured, judged
+from jobs.published import Judged, judged
 from jobs.setting import Purpose, find_setting
 from jobs.watch import SILENT, Watcher
 
@@ -52,8 +53,8 @@ def try_package(
 
 def bench_package(
     package: ModelPackage, precisions: Sequence[Precision], purpose: Purpose, out: Path, watcher: Watcher = SILENT
-) -> Measured:
-    """What a bench found of the engines of a package; `bench.html` and `bench.json` are in `out`.
+) -> Report:
+    """What a bench found of the engines of a package, over batches; `bench.html` and `bench.json` are in `out`.
 
     Raises:
         EngineError, PipelineError: product, cases or engine cannot be had (names why).
@@ -68,7 +69,8 @@ def bench_package(
         spec = batch_spec(setting.shape, precision)
         return supply(runtime, open_cache(), models[precision], spec, watcher.says)
 
-    return measure(setting, engine, precisions, cases, out, Effort(), watcher.says)
+    shapes = batches_to(setting.shape, setting.tiles.batch)
+    return measure(package, shapes, models, engine, cases, out, Effort(), watcher.says)
 
 
 def graph_of(package: ModelPackage, precision: Precision, cases: Callable[[], CaseSet]) -> TypedModel:

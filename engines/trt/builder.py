@@ -155,14 +155,20 @@ def _attach(config: Any, timing_cache: bytes, journal: Journal) -> Any:
     """Start from the timings of earlier builds; those of another GPU or release are left aside with a warning.
 
     Returns:
-        TensorRT's cache, None if this flavour keeps none. It must outlive the build: the config only points at it.
+        TensorRT's cache, None if it takes none. It must outlive the build: the config only points at it.
     """
-    cache = config.create_timing_cache(timing_cache)
-    if cache is None or not config.set_timing_cache(cache, False):
+    cache = _set_timings(config, timing_cache)
+    if cache is None and timing_cache:
         journal(logging.WARNING, f"the timing cache of {len(timing_cache)} bytes is of another GPU or TensorRT")
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
+        cache = _set_timings(config, b"")
+    if cache is None:
+        journal(logging.WARNING, "TensorRT takes no timing cache; the next build measures again")
     return cache
+
+
+def _set_timings(config: Any, data: bytes) -> Any:
+    cache = config.create_timing_cache(data)
+    return cache if cache is not None and config.set_timing_cache(cache, False) else None
 
 
 def _flags_on(surface: Surface, config: Any, flags: frozenset[str]) -> tuple[str, ...]:

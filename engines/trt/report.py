@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import numpy as np
+
 from engines.base import EngineError
 from engines.precision import Arithmetic
 from engines.trt.surface import Surface
@@ -90,14 +92,23 @@ def count_engine_layers(inspection: str) -> dict[str, int]:
 def obtained(report: BuildReport) -> Arithmetic | None:
     """What the layers of an engine compute in: int8 or half if one does, else float32; None if it does not say.
 
-    Where no GPU could load the engine, a typed network answers for it.
+    Where no GPU could load the engine, or its layers tell no types, a typed network answers for it.
     """
     layers = report.engine_layers
-    if layers is None and "STRONGLY_TYPED" in report.flags:
+    if _is_silent(layers) and "STRONGLY_TYPED" in report.flags:
         layers = report.network_layers
-    if not layers or set(layers) == {"unknown"}:
+    if layers is None or _is_silent(layers):
         return None
     return "int8" if layers.get("int8") else "half" if layers.get("float16") else "float32"
+
+
+def is_too_small_for_float32(report: BuildReport, weights: int) -> bool:
+    """True if an engine file with so many weights in it cannot hold them as float32: they are narrower."""
+    return "STRIP_PLAN" not in report.flags and report.engine_bytes < weights * np.dtype(np.float32).itemsize
+
+
+def _is_silent(layers: Mapping[str, int] | None) -> bool:
+    return not layers or set(layers) == {"unknown"}
 
 
 def _computed_in(layer: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from engines import cuda
 from engines.base import Engine, EngineError
+from engines.graph import count_narrow_weights
 from engines.runtime import BuiltFile
 from engines.spec import BuildSpec, EngineKey
 from engines.trt.build import build
@@ -14,7 +15,7 @@ from engines.trt.header import refuse_header
 from engines.trt.memory import LANES
 from engines.trt.progress import Progress
 from engines.trt.refit import digest_weights
-from engines.trt.report import BuildReport, obtained
+from engines.trt.report import BuildReport, is_too_small_for_float32, obtained
 from engines.trt.surface import load_surface
 from engines.trt.timing import merge_timings
 from engines.typed import PrecisionError, TypedModel
@@ -22,6 +23,7 @@ from engines.typed import PrecisionError, TypedModel
 log = logging.getLogger(__name__)
 
 REFIT = "REFIT"
+BAR = 20  # characters
 
 
 class TensorRTRuntime:
@@ -91,18 +93,20 @@ class TensorRTRuntime:
 
 
 def _line(progress: Progress) -> str:
-    """How far a build is, in one line."""
-    share = "" if progress.share is None else f"{progress.share:.0%}, "
+    """How far a build is, in one line; a bar where TensorRT tells."""
+    share = "" if progress.share is None else f"{'━' * round(progress.share * BAR):╌<{BAR}} {progress.share:.0%}, "
     return f"building: {share}{progress.seconds:.0f} s ({progress.phase})"
 
 
 def _verified(model: TypedModel, report: BuildReport, allow: bool) -> str | None:
-    """The arithmetic that the engine has, None if it does not say.
+    """The arithmetic that the engine has by its layers, else by its size; None if neither says.
 
     Raises:
         PrecisionError: it is not that of the graph.
     """
     wanted, found = model.conversion.obtained.arithmetic, obtained(report)
+    if found is None and wanted != "float32" and is_too_small_for_float32(report, count_narrow_weights(model.path)):
+        found = wanted
     if found not in (None, wanted) and not allow:
         raise PrecisionError(
             f"{model.path.name} is {wanted}, but the engine that {report.tensorrt} built computes in {found} "
@@ -110,5 +114,8 @@ def _verified(model: TypedModel, report: BuildReport, allow: bool) -> str | None
             f"{wanted} for it"
         )
     if found is None:
-        log.warning("%s does not tell the types of its layers; %s was asked for", report.tensorrt, wanted)
+        log.warning(
+            "%s does not tell the types of its layers, nor does the size of the engine; %s was asked for",
+            report.tensorrt, wanted,
+        )  # fmt: skip
     return found

@@ -414,7 +414,17 @@ def test_limits_are_one_number_or_one_for_each_group():
 
 
 @pytest.mark.parametrize(
-    "gate", [{"csi": 1}, {"bias": -0.1}, {"bias": float("nan")}, {"bias": True}, {"bias": {"ordinary": 1}}]
+    "gate",
+    [
+        {"csi": 1},
+        {"bias": -0.1},
+        {"bias": float("nan")},
+        {"bias": True},
+        {"bias": {"ordinary": 1}},
+        {"thresholds": [1, 0.1]},
+        {"thresholds": [1, 1]},
+        {"thresholds": [float("inf")]},
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(gate):
     with pytest.raises(ValueError, match="gate"):

@@ -173,6 +173,16 @@ def test_adding_the_same_again_changes_nothing(three, make):
     assert three.add(make("1"), who="bob") == before
 
 
+def test_cases_of_a_version_stay_and_others_are_refused(registry, make, tmp_path):
+    case = tmp_path / "storm.npz"
+    case.write_bytes(b"one")
+    before = registry.add(make("1"), cases=[case])
+    assert registry.add(make("1")) == before
+    case.write_bytes(b"other")
+    with pytest.raises(RegistryError, match=r"version 1 of test stands with another cases/storm\.npz"):
+        registry.add(make("1"), cases=[case])
+
+
 def test_adding_the_same_again_keeps_the_newer_report(registry, make, report):
     registry.add(make("1"), reports=[report("no-go")])
     assert registry.gates("test", "1") == {"gate.json": False}

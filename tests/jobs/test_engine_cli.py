@@ -13,7 +13,7 @@ from engines.cases import GROUPS, Case, save_cases
 from engines.registry import Registry
 from engines.zoo import UnetSpec, write_package
 from jobs import trial
-from jobs.bench import Effort
+from jobs.bench import Effort, batches_to
 from jobs.cli import main
 from jobs.outcome import Exit
 
@@ -123,11 +123,44 @@ def test_the_gate_of_a_product_cuts_cases_from_its_store(unet, home, product):
     assert "cut from precip_rate of radar.zarr" in about["cases"]
 
 
-def test_the_bench_writes_its_page_and_says_its_headline(unet, home):
-    done = squall("engine", "bench", unet, "--precision", "half", *SHAPE, "--out", home / "bench", "--format", "json")
+def test_thresholds_are_those_of_the_contract_in_units_of_the_product(unet, home, product):
+    contract = yaml.safe_load((unet / "model.yaml").read_text()) | {"gate": {"thresholds": [0.5, 2]}}
+    (unet / "model.yaml").write_text(yaml.safe_dump(contract))
+    tree = yaml.safe_load(product.read_text())
+    tree["output"] |= {"attributes": {"units": "mm/day"}, "packing": {"scale_factor": 0.25}}
+    product.write_text(yaml.safe_dump(tree))
+    words = ("--product", product, "--shape", "1x64x64", "--out", home / "reports")
+    done = squall("engine", "gate", unet, "--precision", "half", *words)
+    assert done.exit_code in (Exit.PUBLISHED, Exit.REFUSED), done.stderr
+    report = json.loads((home / "reports/gate-half.json").read_text())
+    assert {row["threshold"] for row in report["readings"]} == {None, 12.0, 48.0}
+
+
+def test_the_bench_writes_its_page_and_tells_the_figures_of_every_batch(unet, home):
+    words = ("engine", "bench", unet, "--precision", "half", "--shape", "3x32x32", "--out", home / "bench")
+    done = squall(*words, "--format", "json")
     assert done.exit_code == 0, done.stderr
-    assert "ONNX Runtime" in json.loads(done.stdout)["headline"]
+    told = json.loads(done.stdout)
+    assert "ONNX Runtime" in told["headline"]
+    names = ("the model in ONNX Runtime", "engine, half")
+    found = [(row["subject"], row["shape"][0]) for row in told["figures"] if row["tiles_per_second"]]
+    assert found == [(name, tiles) for tiles in (1, 2, 3) for name in names]
     assert {p.name for p in (home / "bench").iterdir()} == {"bench.html", "bench.json"}
+    results = json.loads((home / "bench/bench.json").read_text())["report"]["results"]
+    whole, half = (result["memory"]["weights_bytes"] for result in results)
+    assert whole / 2 <= half < whole  # some constants stay float32
+
+
+def test_the_bench_is_a_table_for_people(unet, home):
+    done = squall("engine", "bench", unet, "--precision", "half", *SHAPE, "--out", home / "bench")
+    assert done.exit_code == 0, done.stderr
+    for word in ("p50", "p90", "p99", "tiles/s", "first inference", "host memory", "engine, half", "report in"):
+        assert word in done.stdout
+
+
+def test_a_model_of_one_count_of_tiles_is_measured_at_that_alone():
+    assert batches_to((4, 2, 32, 32), takes=4) == ((4, 2, 32, 32),)
+    assert batches_to((1, 2, 32, 32)) == ((1, 2, 32, 32),)
 
 
 # other GPUs, on the cluster

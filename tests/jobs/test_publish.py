@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from engines.cases import Case, save_cases
+from engines.cases import GROUPS, Case, digest, load_cases, save_cases
 from engines.files import replace_file
 from engines.ort import OnnxRuntime, OrtEngine
 from engines.registry import Registry
@@ -74,6 +74,7 @@ def test_a_good_model_is_published_with_its_graphs_and_reports_and_promoted(home
     assert "the model in ONNX Runtime" in report["bench"]
     files = set(Registry(home / "registry").release("rain", "1.0").files)
     assert {"graphs/half.onnx", "reports/gate-float32.json", "reports/gate-half.html", "reports/bench.json"} <= files
+    assert "cases/cases.npz" in files
     page = json.loads((home / "registry/rain/versions/1.0/reports/gate-half.json").read_text())
     assert "not the user's archive" in page["about"]["cases"]
     assert "rounded as a device" in page["about"]["candidate"]
@@ -105,6 +106,21 @@ def test_a_model_of_one_fixed_tile_is_judged_without_smaller_ones(home):
     assert code == 0
     page = json.loads((home / "registry/rain/versions/1.0/reports/gate-half.json").read_text())
     assert page["about"]["seam"] == "not measured: the engine takes tiles of one size"
+
+
+def test_the_cases_of_the_first_verdict_stay_with_a_version_and_judge_it_again(home):
+    folder = write_model(home / "unet")
+    publish(folder)
+    golden = home / "registry/rain/versions/1.0/cases/cases.npz"
+    judged_on = json.loads((golden.parents[1] / "reports/gate-half.json").read_text())["about"]["cases sha256"]
+    assert digest(load_cases(golden)) == judged_on
+    inputs = load_cases(golden)[0].inputs
+    others = save_cases(home / "others.npz", [Case(group, group, inputs) for group in GROUPS])
+    publish(folder, "--cases", others)
+    assert digest(load_cases(golden)) == judged_on
+    words = ("engine", "gate", "registry:rain@1.0", *SHAPE, "--cases", golden, "--out", home / "again")
+    assert squall(*words).exit_code == Exit.PUBLISHED
+    assert json.loads((home / "again/gate-half.json").read_text())["about"]["cases sha256"] == judged_on
 
 
 def test_the_same_again_changes_nothing_and_does_nothing_twice(home):

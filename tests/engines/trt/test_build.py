@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from engines import zoo
 from engines.base import EngineError, ModelError
-from engines.precision import describe, to_half, to_half_ports
+from engines.precision import Packing, describe, pack_io, to_half, to_half_ports, to_int8
 from engines.spec import BuildSpec, Profile
 from engines.trt import BuildCancelledError, build, load_surface
 from engines.trt.network import parse
@@ -191,11 +191,26 @@ def test_half_input_and_output_reach_tensorrt_as_half(rtx, graph, tmp_path):
     assert set(report.network_layers) == {"float16"}
 
 
-def test_tensorrt_takes_the_half_graphs_that_we_write_as_they_are_typed(rtx, tmp_path):
+CASES = [np.random.default_rng(seed).normal(size=(1, 4, 64, 64)).astype(np.float32) for seed in range(2)]
+CODES = Packing.spanning(-2.0, 2.5)
+REWRITES = {
+    "half": (to_half, "float16"),
+    "int8": (lambda model: to_int8(model, CASES), "int8"),
+    "int8, the rest half": (lambda model: to_half(to_int8(model, CASES)), "int8"),
+    "packed": (lambda model: pack_io(model, CODES, CODES, missing=-2.0), "uint8"),
+    "half, packed": (lambda model: pack_io(to_half(model), CODES, CODES, missing=-2.0), "float16"),
+}
+
+
+@pytest.mark.parametrize("rewrite", REWRITES)
+def test_tensorrt_takes_the_graphs_that_we_rewrite_as_they_are_typed(rtx, tmp_path, rewrite):
+    write, dtype = REWRITES[rewrite]
     folder = zoo.write_package(MODELS["unet"], tmp_path / "package")
-    half = to_half(onnx.load(folder / "model.onnx"))
-    report = build(half.SerializeToString(), BuildSpec((Profile.up_to((2, 4, 64, 64)),)), module=rtx).report
-    assert report.network_layers["float16"] >= describe(half).half > 0
+    graph = write(onnx.load(folder / "model.onnx"))
+    report = build(graph.SerializeToString(), BuildSpec((Profile.up_to((2, 4, 64, 64)),)), module=rtx).report
+    heavy = describe(graph)
+    assert report.flags == ("STRONGLY_TYPED",)
+    assert report.network_layers[dtype] >= max(1, heavy.half, heavy.int8)
 
 
 def test_bytes_and_a_file_are_built_alike(rtx, conv):

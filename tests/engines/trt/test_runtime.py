@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 
 from engines.base import EngineError
+from engines.graph import count_narrow_weights
 from engines.model import load_package
 from engines.precision import Precision
 from engines.spec import BuildSpec, Profile
 from engines.trt import runtime as runtime_module
 from engines.trt.builder import Built
 from engines.trt.header import Header, read_header, refuse_header
-from engines.trt.report import BuildReport, count_engine_layers, obtained
+from engines.trt.progress import Progress
+from engines.trt.report import BuildReport, count_engine_layers, is_too_small_for_float32, obtained
 from engines.trt.runtime import TensorRTRuntime
 from engines.trt.timing import merge_timings
 from engines.typed import PrecisionError, type_model
@@ -38,16 +40,19 @@ def half(tmp_path):
     return type_model(package, Precision("half"), tmp_path / "graphs")
 
 
-def report(engine_layers, network_layers=None, flags=()):
-    return BuildReport("tensorrt 8.6.1", 1.0, 10, flags, network_layers or {"float32": 3}, engine_layers, False)
+LARGE = 1 << 30
+
+
+def report(engine_layers, network_layers=None, flags=(), size=LARGE):
+    return BuildReport("tensorrt 8.6.1", 1.0, size, flags, network_layers or {"float32": 3}, engine_layers, False)
 
 
 @pytest.fixture
 def built_as(monkeypatch):
-    """Builds come out with layers of these types."""
+    """Builds come out with layers of these types, in engine files of this size."""
 
-    def arrange(layers):
-        built = Built(plan(8, 6, 0, 12), b"timings", report(layers))
+    def arrange(layers, size=LARGE):
+        built = Built(plan(8, 6, 0, 12), b"timings", report(layers, size=size))
         monkeypatch.setattr(runtime_module, "build", lambda path, spec, timing_cache, on_progress: built)
 
     return arrange
@@ -73,6 +78,27 @@ def test_what_a_build_obtained_is_kept_with_the_file(runtime, half, built_as, la
     assert built.notes["obtained"] == found
     assert json.loads(built.notes["report"])["engine_layers"] == layers
     assert json.loads(built.notes["weights"])
+
+
+def test_where_layers_tell_nothing_an_engine_too_small_for_float32_shows_that_it_is_half(runtime, half, built_as):
+    weights = count_narrow_weights(half.path)
+    for size, found in ((4 * weights - 1, "half"), (4 * weights, "unknown")):
+        built_as({"unknown": 26}, size)
+        assert runtime.build(half, SPEC, b"", lambda text: None).notes["obtained"] == found
+    assert not is_too_small_for_float32(report({"unknown": 26}, flags=("STRIP_PLAN",), size=1), weights)
+
+
+def test_a_build_is_told_with_a_bar_where_tensorrt_says_how_far_it_is(runtime, half, monkeypatch):
+    told, done = [], Built(plan(8, 6, 0, 12), b"timings", report({"float16": 18}))
+
+    def building(path, spec, timing_cache, on_progress):
+        on_progress(Progress("timing kernels", 0.25, 12.3))
+        on_progress(Progress("building", None, 13.0))
+        return done
+
+    monkeypatch.setattr(runtime_module, "build", building)
+    runtime.build(half, SPEC, b"", told.append)
+    assert told == [f"building: {'━' * 5}{'╌' * 15} 25%, 12 s (timing kernels)", "building: 13 s (building)"]
 
 
 def test_another_precision_can_be_allowed(surface, host_cuda, monkeypatch, half, built_as):
@@ -107,6 +133,7 @@ def test_timing_caches_are_merged_and_what_cannot_be_read_is_left_out(surface, h
         ({"unknown": 9}, None, (), None),
         (None, {"float16": 2, "float32": 3}, ("STRONGLY_TYPED",), "half"),
         (None, {"float32": 3}, (), None),
+        ({"unknown": 9}, {"float16": 2, "float32": 3}, ("STRONGLY_TYPED",), "half"),
     ],
 )
 def test_what_an_engine_computes_in_is_read_off_its_layers(layers, network, flags, found):

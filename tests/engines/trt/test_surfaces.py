@@ -90,10 +90,17 @@ def test_a_refused_call_is_an_error(surface, conv, host_cuda, call, refusal, mes
         build(surface, conv)
 
 
-def test_a_foreign_timing_cache_is_left_aside_with_a_warning(surface, conv, host_cuda):
-    surface.module.refuse["IBuilderConfig.set_timing_cache"] = False
+@pytest.mark.parametrize(
+    ("call", "refusal"), [("IBuilderConfig.set_timing_cache", False), ("IBuilderConfig.create_timing_cache", None)]
+)
+def test_a_timing_cache_that_is_refused_is_left_aside_with_a_warning(surface, conv, host_cuda, call, refusal):
+    surface.module.refuse[call] = refusal
     built = build(surface, conv, cache=b"of another GPU")
-    assert built.report.warnings == ("the timing cache of 14 bytes is of another GPU or TensorRT",)
+    assert (built.engine, built.timing_cache) == (b"host memory", b"")
+    assert built.report.warnings == (
+        "the timing cache of 14 bytes is of another GPU or TensorRT",
+        "TensorRT takes no timing cache; the next build measures again",
+    )
     assert [given[0] for given in calls(surface, "IBuilderConfig.create_timing_cache")] == [b"of another GPU", b""]
 
 
