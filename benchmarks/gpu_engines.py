@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from engines import cuda
 from engines.base import EngineError
 from engines.cache import EngineCache
 from engines.environment import describe_environment
@@ -248,7 +249,7 @@ def _swaps(bench: Bench, what: str, memory: Memory | None) -> Iterator[str]:
     def open_engine() -> TensorRTEngine:
         return TensorRTEngine(file, memory=memory)
 
-    slot = Slot(Candidate("0", len(file), open_engine))
+    slot = Slot(Candidate("0", len(file), open_engine), fits=lambda size: size < cuda.free_bytes())
     slot.warm(shape)
     calm = [_lap(slot, batch)[0] for _ in range(300)]
     stop, laps, failures = threading.Event(), [], []
