@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +20,7 @@ from engines.cores import usable_cores
 from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
 from jobs.raylet import find_raylet
 from jobs.session import session_folder
+from jobs.token import FILE, has_token, send_if_asked
 from jobs.worker import WATCH, Setup, Worker
 from pipelines.planner import Crew
 
@@ -29,8 +29,6 @@ MOST_PER_GPU = 4
 _OBJECT_STORE_BYTES = 10**9
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 """What glibc gives back to the system it has to take again, page by page."""
-_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_TOKEN_FILE = Path("~/.ray/auth_token")
 _session = ExitStack()  # of the Ray that was started here
 
 
@@ -51,16 +49,14 @@ def connect(cores: int | None = None) -> None:
 
 
 def _join(options: dict[str, Any]) -> None:
-    if _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for one, `ray.init` sends none by itself
     try:
         _knock(os.environ["RAY_ADDRESS"])
+        send_if_asked(os.environ["RAY_ADDRESS"])
         ray.init(**options)
     except (OSError, ray.exceptions.RayError) as error:
         raise ConnectionError(
             f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} lets us in: {error}; is it running (where only "
-            f"its raylet has ended, stop it and start it again), and is its token in RAY_AUTH_TOKEN or {_TOKEN_FILE}, "
-            "with RAY_AUTH_MODE=token?"
+            f"its raylet has ended, stop it and start it again), and is its token in RAY_AUTH_TOKEN or {FILE}?"
         ) from error
 
 
@@ -82,10 +78,6 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port or 6379)), timeout=10).close()
 
 
-def _has_token() -> bool:
-    return any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().exists()
-
-
 def _start(options: dict[str, Any]) -> None:
     _keep_to_ourselves()
     try:
@@ -104,7 +96,7 @@ def _folder() -> dict[str, str]:
 def _keep_to_ourselves() -> None:
     """A Ray started here sends no usage statistics, and where there is no token it gets one that ends with it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not _has_token():
+    if not has_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
