@@ -18,9 +18,9 @@ from ray.actor import ActorHandle
 
 from engines.cores import usable_cores
 from jobs.kept import NAMESPACE, Beat, Keep, ask, claim, find_kept, make_room
+from jobs.ray_token import FILE, has_token, send_if_asked
 from jobs.raylet import find_raylet
 from jobs.session import session_folder
-from jobs.token import FILE, has_token, send_if_asked
 from jobs.worker import WATCH, Setup, Worker
 from pipelines.planner import Crew
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from jobs import token
+from jobs import ray_token
 
 
 class Head(grpc.GenericRpcHandler):
@@ -28,7 +28,7 @@ class Head(grpc.GenericRpcHandler):
 def head(monkeypatch):
     """Starts a head node; gives it and its address. Nobody has said a mode, and Ray is not told of one."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    monkeypatch.setattr(token, "Config", type("Config", (), {"initialize": staticmethod(lambda text: None)}))
+    monkeypatch.setattr(ray_token, "Config", type("Config", (), {"initialize": staticmethod(lambda text: None)}))
     server = grpc.server(ThreadPoolExecutor(1))
 
     def start(asks):
@@ -46,31 +46,31 @@ def head(monkeypatch):
 def test_a_token_is_sent_to_who_asks_for_one(head, monkeypatch, asks, mode):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     _, address = head(asks)
-    token.send_if_asked(address)
-    assert token.os.environ.get("RAY_AUTH_MODE") == mode
+    ray_token.send_if_asked(address)
+    assert ray_token.os.environ.get("RAY_AUTH_MODE") == mode
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
 
 
 def test_who_asks_for_a_token_that_is_not_there_is_named_at_once(head, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.setattr(token, "FILE", tmp_path / "auth_token")
+    monkeypatch.setattr(ray_token, "FILE", tmp_path / "auth_token")
     _, address = head(asks=True)
     with pytest.raises(ConnectionError, match="it asks for a token, and there is none"):
-        token.send_if_asked(address)
+        ray_token.send_if_asked(address)
     (tmp_path / "auth_token").write_text("secret")
-    assert token.has_token()
+    assert ray_token.has_token()
 
 
 def test_a_mode_that_was_said_stays_and_nobody_is_asked(head, monkeypatch):
     node, address = head(asks=True)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    token.send_if_asked(address)
-    assert token.os.environ["RAY_AUTH_MODE"] == "disabled"
+    ray_token.send_if_asked(address)
+    assert ray_token.os.environ["RAY_AUTH_MODE"] == "disabled"
     assert not node.asked
 
 
 def test_who_gives_no_answer_does_not_ask(head, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     for address in ("127.0.0.1:1", "ray://127.0.0.1:10001"):
-        token.send_if_asked(address)
-    assert "RAY_AUTH_MODE" not in token.os.environ
+        ray_token.send_if_asked(address)
+    assert "RAY_AUTH_MODE" not in ray_token.os.environ
