@@ -65,10 +65,12 @@ def type_model(
         return TypedModel(
             package.onnx_path, record_conversion(precision, model), package.graph_sha256, package.weights_sha256
         )
-    folder = home / _content(package, precision, calibration)
-    if not _is_whole(folder / "model.onnx"):
-        _save(_rewrite(onnx.load(package.onnx_path), precision, calibration), folder)
-    return open_typed(folder / "model.onnx", precision, allow)
+    path = home / _content(package, precision, calibration) / "model.onnx"
+    model = _kept(path)
+    if model is None:
+        _save(_rewrite(onnx.load(package.onnx_path), precision, calibration), path.parent)
+        model = _load(path)
+    return _honoured(path, model, precision, allow)
 
 
 def open_typed(path: Path, precision: Precision, allow: bool = False) -> TypedModel:
@@ -78,7 +80,10 @@ def open_typed(path: Path, precision: Precision, allow: bool = False) -> TypedMo
         ModelError: it is no ONNX file.
         PrecisionError: nothing of the graph is in the precision asked for.
     """
-    model = _load(path)
+    return _honoured(path, _load(path), precision, allow)
+
+
+def _honoured(path: Path, model: onnx.ModelProto, precision: Precision, allow: bool) -> TypedModel:
     conversion = record_conversion(precision, model)
     if not (conversion.is_honoured or allow):
         raise PrecisionError(
@@ -124,13 +129,12 @@ def _content(package: ModelPackage, precision: Precision, calibration: Sequence[
     return f"{package.contract.name}-{precision}-{total.hexdigest()[:16]}"
 
 
-def _is_whole(path: Path) -> bool:
-    """False also for what a machine that failed has left empty or in part."""
+def _kept(path: Path) -> onnx.ModelProto | None:
+    """A graph that was rewritten before; None also for what a machine that failed has left empty or in part."""
     try:
-        _load(path)
+        return _load(path)
     except ModelError:
-        return False
-    return True
+        return None
 
 
 def _load(path: Path) -> onnx.ModelProto:
