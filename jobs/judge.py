@@ -27,10 +27,9 @@ from jobs.engine import describe_engine
 from jobs.setting import Setting
 from pipelines.model_space import ModelSpace
 from pipelines.transform import make_encoder
-from pipelines.units import UNCHANGED, Linear, mm_per_hour_in
+from pipelines.units import UNCHANGED, Linear, mm_per_hour_in, usual_thresholds
 
 SCALE = 0.01  # mm h-1, of the packing where no product says otherwise
-THRESHOLDS = (0.1, 1.0, 5.0)  # mm h-1, where the contract names none
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,11 @@ def rules_of(setting: Setting, cases: CaseSet, one_size: bool) -> Rules:
     encoder = None if setting.use is None else make_encoder(setting.use[0].output, setting.needs)
     change = UNCHANGED if encoder is None else encoder.change
     space, height, width = setting.needs.output_space, *cases.cases[0].inputs.shape[1:]
-    unit, asked = mm_per_hour_in(setting.needs.output_quantity), setting.package.contract.gate.thresholds
-    thresholds = tuple(unit * threshold for threshold in THRESHOLDS) if asked is None else asked
+    quantity, asked = setting.needs.output_quantity, setting.package.contract.gate.thresholds
+    thresholds = usual_thresholds(quantity) if asked is None else asked
     return Rules(
         Physical(space, change),
-        scale=SCALE * unit if encoder is None else encoder.packing.scale_factor,
+        scale=SCALE * mm_per_hour_in(quantity) if encoder is None else encoder.packing.scale_factor,
         offset=0.0 if encoder is None else encoder.packing.add_offset,
         thresholds=tuple(threshold * change.factor + change.offset for threshold in thresholds),
         missing_below=space.missing_below,

@@ -13,10 +13,8 @@ from pipelines.errors import InputError
 from pipelines.frames import Cycle, find_nearest
 from pipelines.product import Product, load_product
 from pipelines.source import Source, open_source
-from pipelines.units import Quantity, mm_per_hour_in
+from pipelines.units import Quantity, usual_thresholds
 from pipelines.verify import Rules, Score, pool, score_case
-
-THRESHOLDS = (0.1, 1.0, 5.0)  # mm h-1
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def verify_product(
     """Scores of the published cycles with start <= reference time < stop, over lead times observed since.
 
     Args:
-        thresholds: in units of the forecast; none = `THRESHOLDS` in these units.
+        thresholds: in units of the forecast; none = the usual ones of rain.
 
     Raises:
         InputError: no cycle is published, or nothing was observed after any of them.
@@ -78,7 +76,8 @@ def _score_cycle(
 ) -> tuple[xr.Dataset, xr.Dataset] | None:
     """Counts of a cycle and of persistence, over the lead times that were observed; None if there are none."""
     forecast = _forecast(cycle, product.output.variable)
-    rules = Rules(thresholds or _usual_thresholds(forecast))
+    quantity = Quantity(forecast.attrs.get("standard_name"), str(forecast.attrs.get("units", "")))
+    rules = Rules(thresholds or usual_thresholds(quantity))
     observed = _observed(cycle, source, product, forecast)
     seen = np.isin((forecast.init_time + forecast.lead_time).values, observed.time.values)
     if not seen.any() or cycle.reference_time not in observed.time.values:
@@ -90,12 +89,6 @@ def _score_cycle(
         return score_case(forecast, observed, rules), score_case(still, observed, rules)
     except (ValueError, RuntimeError, OSError) as error:  # what codecs raise when chunks are read
         raise InputError(f"cycle {cycle.path} cannot be read: {error}") from error
-
-
-def _usual_thresholds(forecast: xr.DataArray) -> tuple[float, ...]:
-    """Those of rain in the units of a forecast; of what is no rain rate, the same numbers."""
-    unit = mm_per_hour_in(Quantity(forecast.attrs.get("standard_name"), str(forecast.attrs.get("units", ""))))
-    return tuple(unit * threshold for threshold in THRESHOLDS)
 
 
 def _observed(cycle: PublishedCycle, source: Source, product: Product, forecast: xr.DataArray) -> xr.DataArray:

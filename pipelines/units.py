@@ -46,6 +46,7 @@ class Linear:
 
 UNCHANGED = Linear()
 
+THRESHOLDS = (0.1, 1.0, 5.0)  # mm h-1, at which rain is scored unless told otherwise
 _RAIN_RATE = Quantity("lwe_precipitation_rate", "mm h-1")
 _NEGLIGIBLE = 0.01  # mm h-1; rain rates of models may be a little below zero by rounding
 _LONGEST = 80  # characters of units
@@ -97,6 +98,12 @@ def mm_per_hour_in(quantity: Quantity) -> float:
         return 1 / convert_units(quantity, _RAIN_RATE).factor
     except ConfigError:
         return 1.0
+
+
+def usual_thresholds(quantity: Quantity) -> tuple[float, ...]:
+    """`THRESHOLDS` in the units of a rain rate; the same numbers for what is none."""
+    unit = mm_per_hour_in(quantity)
+    return tuple(unit * threshold for threshold in THRESHOLDS)
 
 
 def _words(units: str) -> str:

@@ -17,6 +17,7 @@ from scores.continuous import mae
 from scores.spatial import fss_2d_single_field
 
 from pipelines.errors import ConfigError, InputError
+from pipelines.units import THRESHOLDS
 
 COUNTS = ("tp_count", "tn_count", "fp_count", "fn_count", "total_count")
 STRIP_CELLS = 2_000_000  # `scores` holds some dozen float64 copies of what it is given
@@ -35,7 +36,7 @@ class Rules:
         ConfigError: no thresholds, or a window below 1 cell (found, expected).
     """
 
-    thresholds: tuple[float, ...] = (0.1, 1.0, 5.0)
+    thresholds: tuple[float, ...] = THRESHOLDS
     window: tuple[int, int] | None = None
     missing_forecast: Literal["dry", "skip"] = "dry"
 

@@ -5,8 +5,9 @@ import pytest
 
 from engines.model import load_package
 from engines.zoo import PersistenceSpec, write_package
-from jobs.judge import SCALE, THRESHOLDS, Remembered, rules_of
+from jobs.judge import SCALE, Remembered, rules_of
 from jobs.setting import Purpose, find_setting
+from pipelines.units import THRESHOLDS
 
 
 class FakeEngine:
